@@ -1,0 +1,30 @@
+"""The section `read`: how files of volumes are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GeometryChoice = Literal["strict", "sform", "qform"]
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """Limits and choices of the reader.
+
+    Attributes:
+        max_gib: largest volume taken, in GiB of voxels; larger declarations are refused unread.
+        geometry: `strict` compares the two forms of a NIfTI file and refuses a contradiction;
+            `sform` or `qform` takes that form alone, for cohorts whose other form is known bad.
+        series: which series of a DICOM folder to take, by UID or by its number in the list that
+            the error shows; needed only where a folder holds several.
+    """
+
+    max_gib: float = 8.0
+    geometry: GeometryChoice = "strict"
+    series: str | None = None
+
+    @property
+    def max_bytes(self) -> int:
+        """The limit in bytes."""
+        return int(self.max_gib * 2**30)

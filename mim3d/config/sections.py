@@ -1,0 +1,296 @@
+"""The sections that training, prediction and evaluation share. `verbs` composes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Triple = tuple[int, int, int]
+Axis = Literal["x", "y", "z"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which crops are drawn from which store."""
+
+    store: str | None = None
+    """Folder made by `mim3d prepare`."""
+    crop_size: Triple = (96, 96, 96)
+    """Voxels of a crop along x, y, z. Volumes that are smaller are padded."""
+    placement: Literal["uniform", "body", "label"] = "uniform"
+    """Where crops lie: anywhere; around a voxel of the body; or around a labelled voxel in
+    `label_share` of the cases and anywhere in the rest."""
+    label_share: float = 0.5
+    """With `placement: label`, the share of crops around a labelled voxel, 0 to 1. The class is
+    drawn first, so that small structures are seen as often as large ones."""
+    overhang: Triple = (0, 0, 0)
+    """Voxels by which a crop may reach beyond the volume; shifts volumes that fit in one crop. At
+    least half of what could be seen stays."""
+    labels: int | float | None = None
+    """Labelled subjects to train on: a number (`5`) or a fraction (`0.1`, rounded up, at least 2);
+    none is all. The draws of one seed are nested."""
+    fold: int | None = None
+    """Validate on this fold of 5 (0 to 4) of all labelled subjects instead of the stored list."""
+    selection_fraction: float = 0.0
+    """Share of the training subjects kept aside to choose the `best` checkpoint by. With 0 nothing
+    is chosen and `best` is the last one: the validation list only reports."""
+    feed: Literal["store", "resident"] = "store"
+    """`store` reads each crop from disk; `resident` keeps the decoded volumes in memory."""
+    workers: int = 0
+    """Processes that cut and augment crops; 0 cuts them in the training process."""
+    window_hu: tuple[float, float] | None = None
+    """Intensity window for CT, in HU, in place of the one noted in the store."""
+    ignore_label: int | None = None
+    """Value in label files that is left out of loss and metrics."""
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """What happens to a crop. Everything is off by default; recipes name what they use."""
+
+    flip_axes: tuple[Axis, ...] = ()
+    """Axes that may be mirrored. Sided labels need `swap_on_flip`."""
+    flip_probability: float = 0.5
+    """Probability of a mirror image, for each axis by itself."""
+    swap_on_flip: tuple[tuple[int, int], ...] = ()
+    """Pairs of label values (left, right) that change places when x is mirrored."""
+    turn_plane: tuple[Axis, Axis] | None = None
+    """Plane of turns by 90, 180 or 270 degrees; the crop must be square in it."""
+    turn_probability: float = 0.0
+    """Probability of such a turn."""
+    affine_probability: float = 0.0
+    """Probability of rotation and zoom together, by one trilinear interpolation."""
+    rotation_degrees: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Largest rotation around x, y and z."""
+    zoom: float = 0.0
+    """Largest relative change of size, the same along all axes: 0.1 is 0.9 to 1.1."""
+    stretch: float = 0.0
+    """Largest further change of size, for each axis by itself."""
+    scale_intensity: float = 0.0
+    """Largest relative change of contrast."""
+    scale_intensity_probability: float = 1.0
+    """Probability of a change of contrast."""
+    shift_intensity: float = 0.0
+    """Largest offset, in normalised units."""
+    shift_intensity_probability: float = 1.0
+    """Probability of an offset."""
+    gamma: float = 0.0
+    """Largest exponent of a gamma curve, as a natural logarithm: 0.3 is 0.74 to 1.35."""
+    gamma_probability: float = 0.5
+    """Probability of a gamma curve."""
+    noise: float = 0.0
+    """Largest standard deviation of Gaussian noise, in normalised units."""
+    noise_probability: float = 0.3
+    """Probability of noise."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The vision transformer."""
+
+    preset: Literal["tiny", "small", "base", "large"] = "base"
+    """Width x depth x heads: tiny 192 x 12 x 3, small 384 x 12 x 6, base 768 x 12 x 12,
+    large 1024 x 24 x 16."""
+    width: int | None = None
+    """Width of a token, in place of the preset's."""
+    depth: int | None = None
+    """Number of blocks, in place of the preset's."""
+    heads: int | None = None
+    """Attention heads, in place of the preset's."""
+    mlp_ratio: float = 4.0
+    """Width of the MLP as a multiple of the token's."""
+    patch: Triple = (16, 16, 16)
+    """Voxels behind one token along x, y, z; each a power of two where a UNETR is built on it."""
+    channels: int | None = None
+    """Channels of a volume; none takes the store's."""
+    positions: Literal["learned", "sincos_index", "sincos_mm", "rotary_mm"] = "sincos_mm"
+    """Learned table; sine-cosine of the token's index; sine-cosine or rotary of the token's centre
+    in millimetres from the crop's centre."""
+    wavelengths_mm: tuple[float, float] = (8.0, 800.0)
+    """Shortest and longest wavelength of positions in millimetres."""
+    learned_grid: Triple | None = None
+    """Token grid of the learned table; other grids interpolate it. None takes the crop's."""
+    default_spacing_mm: tuple[float, float, float] | None = None
+    """Spacing where a caller gives none; training writes the cohort's median here."""
+    class_token: bool = False
+    """One more token that gathers the volume; it has no position."""
+    registers: int = 0
+    """Number of further learned tokens without position (Darcet et al., arXiv:2309.16588)."""
+    qkv_bias: bool = True
+    """Bias of the query, key and value map."""
+    drop_path: float = 0.0
+    """Stochastic depth: rate of the last block, growing linearly from 0."""
+    attention_dropout: float = 0.0
+    """Dropout of attention weights, in training only."""
+    layer_scale: float | None = None
+    """Initial LayerScale of each residual branch; none leaves it out."""
+    initialisation: Literal["xavier", "normal"] = "xavier"
+    """Linear layers: Xavier-uniform, or truncated normal with deviation 0.02."""
+    checkpointing: bool = False
+    """Recompute blocks in the backward pass: about a third more time for much less memory."""
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """The pretext task: predict masked voxels."""
+
+    name: Literal["mae", "simmim"] = "mae"
+    """`mae` encodes visible tokens only and decodes with a small transformer (arXiv:2111.06377);
+    `simmim` encodes mask tokens too and predicts with one linear layer (arXiv:2111.09886)."""
+    mask_ratio: float = 0.75
+    """Masked share of all valid tokens; counts are exact."""
+    masking: Literal["uniform", "block"] = "uniform"
+    """Which tokens: each by itself, or in blocks of `mask_unit` tokens with random phase."""
+    mask_unit: Triple = (2, 2, 2)
+    """Tokens of a block along x, y, z, with `masking: block`."""
+    rounding: Literal["half_up", "ceil", "floor"] = "half_up"
+    """How ratio x tokens becomes a count."""
+    target: Literal["raw", "normalised"] = "raw"
+    """Normalised voxels as they are, or each patch to mean 0 and deviation 1 over all channels."""
+    loss: Literal["l1", "l2", "smooth_l1"] = "l2"
+    """Error of a voxel."""
+    visible_weight: float = 0.0
+    """Weight of the loss at visible tokens beside 1 at masked ones."""
+    air_weight: float = 1.0
+    """Weight of air in the loss: 0 leaves it out. Air is what lies below the body's threshold."""
+    decoder_width: int = 384
+    """Width of MAE's decoder."""
+    decoder_depth: int = 4
+    """Blocks of MAE's decoder; 0 is one linear map from hidden state to patch."""
+    decoder_heads: int = 6
+    """Attention heads of MAE's decoder."""
+    final_norm: bool = True
+    """Whether the encoder's final LayerNorm takes part in the pretext task (MIM-Med3D: no)."""
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """The supervised task: a class, or overlapping regions, for every voxel."""
+
+    loss: Literal["dice_ce", "dice", "dice_focal", "tversky", "generalised_dice"] = "dice_ce"
+    """Dice with cross-entropy (closed form), Dice alone, or MONAI's loss of that name."""
+    squared: bool = False
+    """Squares in the denominator of Dice."""
+    smooth_numerator: float = 1e-5
+    """Added to the numerator of Dice."""
+    smooth_denominator: float = 1e-5
+    """Added to the denominator of Dice."""
+    batch_dice: bool = False
+    """Sum over the batch before the quotient is taken."""
+    include_background: bool = True
+    """Whether class 0 counts in Dice."""
+    regions: str | None = None
+    """Scheme of overlapping regions with a sigmoid each, for example `brats2021`; none is one class
+    a voxel with a softmax. `docs/reference.md` lists the schemes."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """From hidden states to logits."""
+
+    name: Literal["unetr", "half", "hybrid", "light"] = "unetr"
+    """`unetr` is UNETR's decoder with skips up to full resolution; `half` ends skips and
+    convolutions at half resolution; `hybrid` adds a small convolutional path for the raw voxels
+    down to the token grid; `light` has no skips and no raw voxels."""
+    taps: tuple[int, int, int, int] | None = None
+    """Blocks passed where hidden states are taken; none is L/4, L/2, 3L/4, L."""
+    tap_norm: Literal["none", "layer"] = "layer"
+    """LayerNorm on the inner taps, or the residual stream as it is (as published)."""
+    feature_size: int = 16
+    """Channels at full resolution; doubled at each level."""
+    dropout: float = 0.0
+    """Dropout of whole channels before the logits, in training only."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of AdamW's two moments."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; biases, norms, positions and tokens have none."""
+    layer_decay: float = 1.0
+    """Factor of the rate from each block to the one below it; 1 is none."""
+    encoder_lr: float = 1.0
+    """Factor of the whole encoder's rate."""
+    freeze_encoder_steps: int = 0
+    """Steps at the start in which the encoder does not learn."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up."""
+    final_lr: float = 0.0
+    """Last rate of the cosine as a share of the peak."""
+    clip: float | None = 1.0
+    """Largest norm of the gradient; none does not clip."""
+    ema: float = 0.0
+    """Decay of the running mean of the weights, which is what is used afterwards; 0 is off."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop."""
+
+    steps: int = 10_000
+    """Optimiser updates."""
+    batch_size: int = 8
+    """Crops of one update, over all devices and accumulation steps."""
+    accumulation: int = 1
+    """Parts in which a device works through its share of the batch."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 autocast where the device does bf16 in hardware, else fp32."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    threads: int | None = None
+    """Threads of a CPU process; none leaves torch's choice."""
+    compile: bool = False
+    """Compile the model with `torch.compile`: worth it for long runs."""
+    seed: int = 0
+    """Names the run: crops, masks, augmentation and initialisation follow from it."""
+    validate_every: int = 0
+    """Steps between validations; 0 is only at the end."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 20
+    """Steps between lines of the log."""
+    pictures_every: int = 1000
+    """Steps between reconstruction panels; 0 is none."""
+    stop_on_nonfinite: int = 10
+    """Consecutive steps with a non-finite loss or gradient after which the run stops."""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """The sliding window."""
+
+    window: Triple | None = None
+    """Voxels of a window; none takes the training's crop."""
+    overlap: float = 0.5
+    """Share of a window that the next one covers again, 0 to below 1."""
+    weights: Literal["gaussian", "constant"] = "gaussian"
+    """How overlapping windows are averaged."""
+    flips: tuple[Axis, ...] = ()
+    """Axes of test-time mirroring; all their combinations are averaged."""
+    windows_per_batch: int = 4
+    """Windows that pass the network at once."""
+    save_probabilities: bool = False
+    """Also write `<name>_probabilities.nii.gz`, float32, 4D in class order."""
+    largest_component: bool = False
+    """Keep only the largest connected component (26 neighbours) of each class."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Metrics and their intervals."""
+
+    nsd_tolerance_mm: float = 1.0
+    """Distance up to which two surfaces agree, for the normalised surface Dice."""
+    resamples: int = 2000
+    """Bootstrap resamples, over subjects where they are known."""
+    confidence: float = 0.95
+    """Level of the intervals."""
+    allow_missing: bool = False
+    """Score a label without prediction as missed instead of stopping."""

@@ -1,0 +1,144 @@
+"""One config a verb: what `mim3d VERB --help` lists and what a YAML file of that verb may hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mim3d.config.read import ReadConfig
+from mim3d.config.sections import (
+    AugmentationConfig,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    InferenceConfig,
+    MaskedConfig,
+    OptimConfig,
+    SegmentationConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(frozen=True)
+class PreparationConfig:
+    """How files become a store. Its values are part of every case's key."""
+
+    spacing_mm: tuple[float, float, float] | None = None
+    """Resample to this spacing; none keeps each case's own."""
+    interpolation: Literal["linear", "cubic"] = "linear"
+    """Between voxels of a volume; label maps take the class with the largest linear weight."""
+    modality: Literal["auto", "ct", "mr", "other"] = "auto"
+    """`auto` takes the source's word, else infers it from the values (minimum <= -500: CT)."""
+    window_hu: tuple[float, float] = (-1000.0, 1000.0)
+    """CT: this window becomes 0 to 1."""
+    clip_percentiles: tuple[float, float] = (0.5, 99.5)
+    """MR and other: clip to these percentiles of the body, then mean 0 and deviation 1 over it."""
+    crop_to_body: bool = True
+    """Cut away air around the body; labelled voxels are never cut away."""
+    body_margin_mm: float = 5.0
+    """Air that stays around the body."""
+    filter: Literal["blosc", "lzf"] = "blosc"
+    """Compression: blosc-lz4 with bitshuffle, or lzf, which h5py reads without plugin."""
+    trust_image_grid: bool = False
+    """Put labels without orientation on their image's grid if the shapes agree."""
+    align_channels: bool = False
+    """Resample the channels of a case to the first one's grid instead of refusing the case."""
+    validation_fraction: float = 0.2
+    """Share of labelled subjects held out where the source has no validation list."""
+    split: str | None = None
+    """Lists of case ids in place of the source's own: a JSON file, or a shipped name such as
+    `btcv_24_6`."""
+    case_ids: Literal["stem", "hashed"] = "stem"
+    """Name cases by their files' stems or by a hash of them."""
+    keep_paths: bool = False
+    """Note the source paths in the store; off, nothing but the case id is kept."""
+    pattern: str | None = None
+    """Glob of the images below a plain folder, for example `sub-*/**/*_T1w.nii.gz`."""
+    workers: int | None = None
+    """Processes; none takes one a core, 0 prepares in the calling process."""
+    verify: bool = False
+    """Hash every source again instead of trusting size and times."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """From files of scans to a store."""
+
+    prepare: PreparationConfig = field(default_factory=PreparationConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """From a store to a pre-trained encoder; labels are never read."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    objective: MaskedConfig = field(default_factory=MaskedConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    init: str | None = None
+    """Run to start from, or none."""
+    init_checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint of that run."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """From a store with labels and, mostly, a pre-trained run to a segmenter."""
+
+    data: DataConfig = field(default_factory=lambda: DataConfig(placement="label"))
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    objective: SegmentationConfig = field(default_factory=SegmentationConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    init: str | None = None
+    """Run to take the encoder from, or `none` to start from scratch; it must be said."""
+    init_checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint of that run."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """From a fine-tuned run and scans to label maps."""
+
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+    checkpoint: Literal["last", "best"] = "last"
+    """Which checkpoint of the run."""
+    align_channels: bool = False
+    """Resample the channels of a case to the first one's grid instead of refusing the case."""
+    pictures: bool = True
+    """Draw an overlay of each prediction into `pictures/` of the output folder."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 where the device does it in hardware."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """From predictions and labels to a table."""
+
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+    part: Literal["training", "validation", "test"] | None = None
+    """Only cases of this list of the labels' `dataset.json`; none is every label file."""
+    images: str | None = None
+    """Folder of the images: with it, an overlay of each case is drawn beside the results."""
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The whole path on a synthetic cohort."""
+
+    seed: int = 0
+    """Names the cohort and all runs."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""

@@ -1,0 +1,1 @@
+"""Floor 1: files, cohorts, preparation, store, crops, feeds. Imports nothing by itself."""

@@ -1,0 +1,74 @@
+"""What a feed hands to an objective. Needs torch and NumPy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mim3d.data.classes import IGNORE_INDEX as IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class BatchNeeds:
+    """What a task asks of its feed.
+
+    Args:
+        views: crops of one place, each augmented by itself.
+        labels: whether label maps are read.
+    """
+
+    views: int = 1
+    labels: bool = False
+
+
+@dataclass(frozen=True)
+class CropBatch:
+    """Crops of one size, normalised and augmented.
+
+    Args:
+        voxels: `b c x y z`, float32, normalised.
+        affine: `b 4 4`, float64, crop voxel to millimetres of its case, after every augmentation.
+        case_ids: `b` case ids.
+        crop_ids: `b`, int64, place of the crop in the global batch of its step; views share it.
+        labels: `b x y z`, class indices, or None.
+        valid: `b x y z`, False at padding, or None where there is no padding.
+        targets: `b t`, float32, for classification and regression, or None.
+        present: `b c`, the channels that exist, or None where all do.
+        air: `b c`, normalised intensity below which a voxel is air, or None where unknown.
+    """
+
+    voxels: Tensor
+    affine: Tensor
+    case_ids: tuple[str, ...]
+    crop_ids: Tensor
+    labels: Tensor | None = None
+    valid: Tensor | None = None
+    targets: Tensor | None = None
+    present: Tensor | None = None
+    air: Tensor | None = None
+
+    @property
+    def spacing_mm(self) -> Tensor:
+        """Voxel size along the crop's axes, `b 3`, float32: the lengths of the affine's columns."""
+        lengths: Tensor = self.affine[:, :3, :3].norm(dim=1)
+        return lengths.float()
+
+    def to(self, device: torch.device | str) -> CropBatch:
+        """The same batch on another device."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            voxels=self.voxels.to(device, non_blocking=True),
+            affine=self.affine.to(device, non_blocking=True),
+            crop_ids=self.crop_ids.to(device, non_blocking=True),
+            labels=moved(self.labels),
+            valid=moved(self.valid),
+            targets=moved(self.targets),
+            present=moved(self.present),
+            air=moved(self.air),
+        )

@@ -1,0 +1,354 @@
+"""Which crop a step draws, and how it is cut out of its case.
+
+The sampling plan is a pure function of (seed, cohort, config): every feed executes the same plan,
+in any process and order, and feeds differ in speed only. A crop that is rotated or zoomed is read
+with the margin it needs and interpolated once, so that its corners hold voxels and not padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from mim3d.config.sections import DataConfig, Triple
+from mim3d.data.batch import IGNORE_INDEX
+from mim3d.foundation.errors import UserError
+from mim3d.foundation.randomness import RandomStream, generator
+
+FIXED_STEP = -1
+"""The step of crops that never change, as validation uses them."""
+
+
+class OpenCase(Protocol):
+    """The face of a case that crops are cut from: `StoreCase`, or one held in memory."""
+
+    @property
+    def case_id(self) -> str:
+        """The id it has in its store."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Channels and voxels along x, y, z."""
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along x, y, z."""
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel to millimetres, `4 4`."""
+
+    def read(
+        self, start: Sequence[int], size: Sequence[int], *, labels: bool
+    ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
+        """Stored voxels `c x y z` and class indices `x y z` of a box inside the volume."""
+
+    def normalise(self, stored: NDArray[np.int16]) -> NDArray[np.float32]:
+        """Stored voxels `c x y z` in normalised units, by the whole volume's rule."""
+
+    @property
+    def air(self) -> NDArray[np.float32] | None:
+        """Normalised intensity below which a voxel is air, one a channel; None where unknown."""
+
+    def classes_present(self) -> tuple[int, ...]:
+        """Classes that the case has voxels of, without the background."""
+
+    def label_voxels(self, index: int) -> NDArray[np.int64]:
+        """Some voxels of a class, `n 3`."""
+
+    def body_voxels(self) -> NDArray[np.int64]:
+        """Some voxels of the body, `n 3`."""
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """One crop of the sampling plan.
+
+    Args:
+        case_id: the case it is cut from.
+        start: first voxel of the crop in the volume; outside of it where there is padding.
+        size: voxels along x, y, z.
+        centre_class: index of the class it was centred on, or None.
+    """
+
+    case_id: str
+    start: Triple
+    size: Triple
+    centre_class: int | None = None
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One crop, on the CPU.
+
+    Args:
+        voxels: `c x y z`, float32, normalised; 0 at padding.
+        affine: `4 4`, float64, crop voxel to millimetres of its case.
+        labels: `x y z`, uint8 class indices, `IGNORE_INDEX` at padding; or None.
+        valid: `x y z`, False at padding; None where there is no padding.
+        air: `c`, float32, normalised intensity below which a voxel is air; None where unknown.
+    """
+
+    voxels: Tensor
+    affine: NDArray[np.float64]
+    labels: Tensor | None = None
+    valid: Tensor | None = None
+    air: Tensor | None = None
+
+
+class SamplingPlan:
+    """Which case and which place every sample of a run is cut from.
+
+    Cases come in shuffled passes over the cohort, so every case is seen equally often; sample
+    `index` of step `step` is number `step * batch_size + index` of that sequence. The place is
+    drawn from (seed, step, index, "crop").
+
+    Args:
+        cases: ids of the cohort; their order does not matter.
+        config: crop size, placement and overhang.
+        seed: the run's.
+        batch_size: crops of one step over all devices.
+        open_case: gives the case of an id.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[str],
+        config: DataConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        open_case: Callable[[str], OpenCase],
+    ) -> None:
+        self.cases = tuple(sorted(cases))
+        self.config = config
+        self.seed = seed
+        self.batch_size = batch_size
+        self._open_case = open_case
+
+    def case_id(self, step: int, index: int) -> str:
+        """The case of one sample. Needs no file."""
+        # Fixed crops have passes of their own, before the first of the run.
+        number = -1 - index if step == FIXED_STEP else step * self.batch_size + index
+        passed, place = divmod(number, len(self.cases))
+        return self.cases[int(_order(self.seed, passed, len(self.cases))[place])]
+
+    def draw(self, step: int, index: int) -> CropPlan:
+        """The crop of one sample.
+
+        Args:
+            step: step of the run, or `FIXED_STEP`.
+            index: place in the global batch of the step.
+        """
+        case_id = self.case_id(step, index)
+        case = self._open_case(case_id)
+        random = RandomStream(self.seed, step).generator(index, "crop")
+        start, centre_class = _draw_start(case, self.config, random)
+        return CropPlan(case_id, start, self.config.crop_size, centre_class)
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, passed: int, count: int) -> NDArray[np.int64]:
+    return generator(seed, passed, "pass").permutation(count)
+
+
+def start_range(
+    shape: Sequence[int], size: Sequence[int], overhang: Sequence[int] = (0, 0, 0)
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First and last start of a crop along each axis, both included.
+
+    A crop that is smaller than the volume stays inside it, a larger one holds all of it; both up
+    to `overhang`, of which no more is used than leaves half of what could be seen in the crop.
+    """
+    slack = np.subtract(shape, size)
+    reach = np.minimum(overhang, np.minimum(shape, size) // 2)
+    return np.minimum(slack, 0) - reach, np.maximum(slack, 0) + reach
+
+
+def _draw_start(
+    case: OpenCase, config: DataConfig, random: np.random.Generator
+) -> tuple[Triple, int | None]:
+    low, high = start_range(case.shape[1:], config.crop_size, config.overhang)
+    centres: NDArray[np.int64] | None = None
+    centre_class: int | None = None
+    if config.placement == "body":
+        centres = case.body_voxels()
+    elif config.placement == "label" and random.random() < config.label_share:
+        present = case.classes_present()
+        if present:  # a case without foreground is seen anywhere
+            centre_class = int(random.choice(present))
+            centres = case.label_voxels(centre_class)
+    if centres is None or len(centres) == 0:
+        start = random.integers(low, high, endpoint=True)
+    else:
+        centre = centres[random.integers(len(centres))]
+        start = np.clip(centre - np.array(config.crop_size) // 2, low, high)
+    return (int(start[0]), int(start[1]), int(start[2])), centre_class
+
+
+def cut_crop(
+    case: OpenCase,
+    plan: CropPlan,
+    *,
+    labels: bool = False,
+    warp: NDArray[np.float64] | None = None,
+) -> Crop:
+    """The voxels of a plan, normalised as its whole volume is.
+
+    Args:
+        case: the case named in the plan.
+        plan: where the crop lies.
+        labels: whether the label map is cut too.
+        warp: `3 3`, millimetres along the crop's axes to millimetres along the volume's; the
+            centre of what the crop sees of the volume stays in place. None leaves voxels as they
+            are stored.
+
+    Returns:
+        The crop; voxels interpolated trilinearly and labels from the nearest voxel under a warp.
+
+    Raises:
+        UserError: labels are asked for and the case has none.
+    """
+    crop = _cut_box(case, plan, labels) if warp is None else _cut_warped(case, plan, labels, warp)
+    return replace(crop, air=None if case.air is None else torch.from_numpy(case.air))
+
+
+def _cut_box(case: OpenCase, plan: CropPlan, labels: bool) -> Crop:
+    shape, start = np.array(case.shape[1:]), np.array(plan.start)
+    first = np.maximum(start, 0)
+    last = np.minimum(start + plan.size, shape)
+    voxels, label_map = _read(case, first, last, labels)
+    affine = case.affine @ _translation(start)
+    if tuple(last - first) == plan.size:
+        return Crop(voxels, affine, label_map)
+
+    inside = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
+    padded = voxels.new_zeros((voxels.shape[0], *plan.size))
+    padded[(slice(None), *inside)] = voxels
+    valid = torch.zeros(plan.size, dtype=torch.bool)
+    valid[inside] = True
+    if label_map is not None:
+        inner, label_map = label_map, label_map.new_full(plan.size, IGNORE_INDEX)
+        label_map[inside] = inner
+    return Crop(padded, affine, label_map, valid)
+
+
+def _cut_warped(case: OpenCase, plan: CropPlan, labels: bool, warp: NDArray[np.float64]) -> Crop:
+    shape, size = np.array(case.shape[1:]), np.array(plan.size)
+    matrix = crop_to_volume(case, plan, warp)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (size - 1)
+    ends = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    lowest, highest = ends.min(axis=0), ends.max(axis=0)
+
+    # A box is convex: where its corners lie in the volume, all of it does.
+    padded = bool((lowest < -0.5).any() or (highest > shape - 0.5).any())
+    first = np.clip(np.floor(lowest), 0, shape - 1).astype(np.int64)
+    last = np.clip(np.floor(highest) + 2, first + 1, shape).astype(np.int64)
+    voxels, label_map = _read(case, first, last, labels)
+
+    places = _places(matrix, plan.size)
+    crop = Crop(
+        _interpolate(voxels, places, first),
+        case.affine @ matrix,
+        None if label_map is None else _nearest(label_map, places, first),
+        _inside(places, shape) if padded else None,
+    )
+    if crop.valid is not None:
+        crop.voxels.masked_fill_(~crop.valid, 0.0)
+        if crop.labels is not None:
+            crop.labels.masked_fill_(~crop.valid, IGNORE_INDEX)
+    return crop
+
+
+def crop_to_volume(
+    case: OpenCase, plan: CropPlan, warp: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Crop voxel to volume voxel under a warp, `4 4`.
+
+    The warp is in millimetres: with S = diag(spacing) the linear part is S^-1 warp S, hence a
+    rotation is rigid on anisotropic voxels too.
+    """
+    shape, start, size = np.array(case.shape[1:]), np.array(plan.start), np.array(plan.size)
+    spacing = np.array(case.spacing_mm)
+    seen = (np.maximum(start, 0) + np.minimum(start + size, shape) - 1) / 2
+    matrix = np.eye(4)
+    matrix[:3, :3] = warp * spacing / spacing[:, None]
+    matrix[:3, 3] = seen - matrix[:3, :3] @ (seen - start)
+    return matrix
+
+
+def _read(
+    case: OpenCase, first: NDArray[np.int64], last: NDArray[np.int64], labels: bool
+) -> tuple[Tensor, Tensor | None]:
+    stored, label_map = case.read(first.tolist(), (last - first).tolist(), labels=labels)
+    voxels = torch.from_numpy(case.normalise(stored))
+    if not labels:
+        return voxels, None
+    if label_map is None:
+        raise UserError(
+            f"case `{case.case_id}` has no label map but labels are needed",
+            remedy="leave it out of the lists that are trained on with labels",
+            code="no-label",
+        )
+    return voxels, torch.from_numpy(np.ascontiguousarray(label_map))
+
+
+def _translation(start: NDArray[np.int64]) -> NDArray[np.float64]:
+    matrix = np.eye(4)
+    matrix[:3, 3] = start
+    return matrix
+
+
+def _places(matrix: NDArray[np.float64], size: Triple) -> tuple[Tensor, Tensor, Tensor]:
+    """Volume coordinates of every voxel of the crop, three times `x y z`."""
+    # Summed from one vector an axis: a tenth of the time of a product with all voxels.
+    x, y, z = (torch.arange(n, dtype=torch.float32) for n in size)
+    rows = matrix.astype(np.float32).tolist()
+    a, b, c = (
+        (row[0] * x)[:, None, None] + ((row[1] * y)[:, None] + (row[2] * z + row[3])[None, :])
+        for row in rows[:3]
+    )
+    return a, b, c
+
+
+def _interpolate(
+    voxels: Tensor, places: tuple[Tensor, Tensor, Tensor], first: NDArray[np.int64]
+) -> Tensor:
+    grid = torch.empty((*places[0].shape, 3))
+    for axis, place in enumerate(places):
+        count = voxels.shape[1 + axis]
+        # -1 and 1 are the outer faces of the box; the last axis comes first in the grid.
+        scaled = place * (2.0 / count)
+        grid[..., 2 - axis] = scaled.add_((1.0 - 2.0 * float(first[axis])) / count - 1.0)
+    # "border": half a voxel at the volume's faces takes the value of the outermost voxel.
+    sampled = grid_sample(
+        voxels[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled[0]
+
+
+def _nearest(
+    label_map: Tensor, places: tuple[Tensor, Tensor, Tensor], first: NDArray[np.int64]
+) -> Tensor:
+    flat: Tensor | None = None
+    for axis, place in enumerate(places):
+        count = label_map.shape[axis]
+        index = (place - float(first[axis])).round_().clamp_(0, count - 1).long()
+        flat = index if flat is None else flat.mul_(count).add_(index)
+    assert flat is not None
+    return label_map.flatten()[flat]
+
+
+def _inside(places: tuple[Tensor, Tensor, Tensor], shape: NDArray[np.int64]) -> Tensor:
+    valid = torch.ones(places[0].shape, dtype=torch.bool)
+    for place, count in zip(places, shape.tolist(), strict=True):
+        valid &= (place >= -0.5) & (place <= count - 0.5)
+    return valid

@@ -1,0 +1,207 @@
+"""Who trains and who judges: lists by subject, drawn from hashes and seeds, never from order.
+
+A subject's place is a number in [0, 1) made of its id alone, so that adding subjects moves nobody.
+Validation is what lies below `validation_fraction`; fold k of 5 is the k-th fifth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from fractions import Fraction
+from math import ceil
+
+from mim3d.config.sections import DataConfig
+from mim3d.data.store.folder import Store, StoreEntry
+from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.randomness import generator
+
+FOLDS = 5
+LEAST_SUBJECTS = 2
+"""Fewest subjects a fraction of labels gives."""
+
+
+def place(subject_id: str) -> float:
+    """The subject's place in [0, 1): SHA-256 of its id."""
+    raw = hashlib.sha256(f"mim3d split {subject_id}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(raw[:6], "big") / 2**48
+
+
+def held_out(subjects: Iterable[str], fraction: float) -> frozenset[str]:
+    """The subjects for validation: those whose place lies below `fraction`.
+
+    Of two subjects or more at least one is held out and one stays, whatever their places.
+    """
+    ordered = sorted(set(subjects), key=lambda subject: (place(subject), subject))
+    if fraction <= 0 or len(ordered) < 2:
+        return frozenset()
+    count = sum(place(subject) < fraction for subject in ordered)
+    return frozenset(ordered[: min(max(count, 1), len(ordered) - 1)])
+
+
+def fold_of(subject_id: str) -> int:
+    """The fold, 0 to 4, whose validation list the subject is in."""
+    return int(place(subject_id) * FOLDS)
+
+
+def pretraining_cases(store: Store, data: DataConfig) -> tuple[str, ...]:
+    """Cases to pre-train on, with labels or without; never those that judge.
+
+    With `data.fold` the subjects of that fold are left out, and the stored validation list is not.
+
+    Raises:
+        UserError: none.
+    """
+    judging = _judging_subjects(store, data)
+    parts = ("training",) if data.fold is None else ("training", "validation")
+    chosen = tuple(
+        e.case_id for e in _entries(store) if e.part in parts and e.subject_id not in judging
+    )
+    return _some(chosen, store, "no training case")
+
+
+def training_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, ...]:
+    """Labelled cases to fine-tune on.
+
+    Args:
+        store: the prepared cohort.
+        data: `labels` is a number of subjects or a fraction of them; `fold` replaces the stored
+            lists.
+        seed: names the draw of subjects; the draws of one seed are nested in each other.
+
+    Raises:
+        UserError: none, or fewer labelled subjects than asked for.
+    """
+    pool = _labelled(store, data)
+    _some(pool, store, "no training case with labels")
+    subjects = drawn_subjects((store.subject(case) for case in pool), data.labels, seed)
+    return tuple(case for case in pool if store.subject(case) in subjects)
+
+
+def validation_cases(store: Store, data: DataConfig) -> tuple[str, ...]:
+    """Labelled cases that judge: the stored list, or one fold. May be empty.
+
+    Raises:
+        UserError: the fold asked for is empty.
+    """
+    judging = _judging_subjects(store, data)
+    if data.fold is None:
+        return tuple(e.case_id for e in _entries(store) if e.part == "validation" and e.has_label)
+    return tuple(
+        e.case_id
+        for e in _entries(store)
+        if e.part != "test" and e.has_label and e.subject_id in judging
+    )
+
+
+def inner_split(
+    store: Store, cases: Iterable[str], seed: int, fraction: float = 0.2
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Splits cases by subject in two, for choices that must not see the validation list.
+
+    Args:
+        store: the prepared cohort.
+        cases: those to split, mostly `training_cases`.
+        seed: names the split.
+        fraction: share of the subjects in the second part, rounded up; one subject stays at least.
+
+    Returns:
+        The cases to train on, and the cases to choose by.
+    """
+    listed = tuple(cases)
+    order = _shuffled({store.subject(case) for case in listed}, seed, "inner split")
+    count = min(ceil(Fraction(str(fraction)) * len(order)), len(order) - 1)
+    choosing = set(order[:count])
+    return (
+        tuple(case for case in listed if store.subject(case) not in choosing),
+        tuple(case for case in listed if store.subject(case) in choosing),
+    )
+
+
+def drawn_subjects(
+    subjects: Iterable[str], labels: int | float | None, seed: int
+) -> frozenset[str]:
+    """The first so many subjects in the order of this seed.
+
+    Args:
+        subjects: all that have labels.
+        labels: a number of subjects; a fraction, rounded up, at least 2; or None for all.
+        seed: names the order.
+
+    Raises:
+        ConfigError: a fraction beyond (0, 1], or more subjects than there are.
+    """
+    order = _shuffled(set(subjects), seed, "labels")
+    if labels is None:
+        return frozenset(order)
+    if isinstance(labels, float):
+        if not 0 < labels <= 1:
+            raise ConfigError(
+                f"`data.labels` is a fraction from 0 to 1 or a whole number, got {labels}"
+            )
+        count = max(LEAST_SUBJECTS, ceil(Fraction(str(labels)) * len(order)))
+        count = min(count, len(order))
+    else:
+        count = labels
+    if not 1 <= count <= len(order):
+        raise ConfigError(
+            f"`data.labels` asks for {labels} subjects of {len(order)} with labels",
+            remedy=f"any number from 1 to {len(order)}, or a fraction such as 0.1",
+        )
+    return frozenset(order[:count])
+
+
+def _shuffled(subjects: set[str], seed: int, purpose: str) -> list[str]:
+    """Subjects by a random key each, so that leaving one out moves no other."""
+
+    def key(subject: str) -> tuple[float, str]:
+        return (float(generator(seed, purpose, subject).random()), subject)
+
+    return sorted(subjects, key=key)
+
+
+def _entries(store: Store) -> Iterable[StoreEntry]:
+    return store.entries.values()
+
+
+def _judging_subjects(store: Store, data: DataConfig) -> frozenset[str]:
+    if data.fold is None:
+        return frozenset(e.subject_id for e in _entries(store) if e.part == "validation")
+    if not 0 <= data.fold < FOLDS:
+        raise ConfigError(f"`data.fold` is 0 to {FOLDS - 1}, got {data.fold}")
+    labelled = {e.subject_id for e in _entries(store) if e.has_label and e.part != "test"}
+    judging = frozenset(subject for subject in labelled if fold_of(subject) == data.fold)
+    if not judging:
+        raise UserError(
+            f"fold {data.fold} of {FOLDS} is empty: the cohort has {len(labelled)} subjects with "
+            "labels",
+            where=str(store.path),
+            remedy=f"folds with subjects: {_filled(labelled)}",
+            code="empty-fold",
+        )
+    return judging
+
+
+def _filled(subjects: Iterable[str]) -> str:
+    return ", ".join(map(str, sorted({fold_of(subject) for subject in subjects}))) or "none"
+
+
+def _labelled(store: Store, data: DataConfig) -> tuple[str, ...]:
+    judging = _judging_subjects(store, data)
+    parts = ("training",) if data.fold is None else ("training", "validation")
+    return tuple(
+        e.case_id
+        for e in _entries(store)
+        if e.has_label and e.part in parts and e.subject_id not in judging
+    )
+
+
+def _some(cases: tuple[str, ...], store: Store, what: str) -> tuple[str, ...]:
+    if not cases:
+        raise UserError(
+            f"{what} in the store",
+            where=str(store.path),
+            remedy="check the lists that `mim3d prepare` printed",
+            code="empty-cohort",
+        )
+    return cases

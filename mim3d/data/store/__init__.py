@@ -1,0 +1,18 @@
+"""The prepared cohort on disk: one HDF5 file and one sidecar a case, and a manifest."""
+
+from mim3d.data.store.folder import Store, StoreEntry, open_store
+from mim3d.data.store.layout import FORMAT, file_name
+from mim3d.data.store.opened import StoreCase
+from mim3d.data.store.writing import PreparedCase, quantise, write_case
+
+__all__ = [
+    "FORMAT",
+    "PreparedCase",
+    "Store",
+    "StoreCase",
+    "StoreEntry",
+    "file_name",
+    "open_store",
+    "quantise",
+    "write_case",
+]

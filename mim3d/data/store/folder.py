@@ -1,0 +1,207 @@
+"""A store as a whole: its cases, lists, classes, preparation and fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mim3d.data.classes import ClassTable
+from mim3d.data.store.checked import checksum
+from mim3d.data.store.layout import FINGERPRINT, FORMAT, MANIFEST, case_path, read_json
+from mim3d.data.store.opened import StoreCase
+from mim3d.foundation.errors import UserError
+
+PARTS = ("training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class StoreEntry:
+    """What the manifest says about a case.
+
+    Args:
+        case_id: its name.
+        subject_id: whose it is; splits are by subject.
+        part: training, validation or test.
+        shape: `c x y z`, as stored.
+        spacing_mm: voxel size along x, y, z, as stored.
+        has_label: whether there is a label map.
+        image_key: hash of the image files' content.
+        key: hash of all source files' content and the preparation.
+        bytes: size of the case's file.
+        sha256: checksum of the case's file.
+        targets: numbers to predict, by name.
+    """
+
+    case_id: str
+    subject_id: str
+    part: str
+    shape: tuple[int, int, int, int]
+    spacing_mm: tuple[float, float, float]
+    has_label: bool
+    image_key: str
+    key: str
+    bytes: int
+    sha256: str
+    targets: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> StoreEntry:
+        """The entry a manifest holds."""
+        c, x, y, z = map(int, stored["shape"])
+        sx, sy, sz = map(float, stored["spacing_mm"])
+        return cls(**{**stored, "shape": (c, x, y, z), "spacing_mm": (sx, sy, sz)})
+
+
+class Store:
+    """A prepared cohort. Holds no open file; may be pickled and used after a fork.
+
+    Args:
+        path: the folder that `mim3d prepare` made.
+
+    Raises:
+        UserError: no store there, unfinished, damaged, or of another version.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = _read_manifest(self.path)
+        entries = map(StoreEntry.from_json, self.manifest["cases"])
+        self.entries: dict[str, StoreEntry] = {entry.case_id: entry for entry in entries}
+        classes = self.manifest["classes"]
+        self.classes: ClassTable | None = None if classes is None else ClassTable.from_json(classes)
+        self._verified: set[str] = set()
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.ids(part))} {part}" for part in PARTS)
+        return f"Store({str(self.path)!r}: {self.name}, {counts})"
+
+    @property
+    def name(self) -> str:
+        """What the source calls itself, else the store's folder."""
+        return str(self.manifest["name"] or self.path.name)
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """All case ids, sorted."""
+        return tuple(self.entries)
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """One name a channel."""
+        return tuple(self.manifest["channel_names"])
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.channel_names)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """`ct`, `mr` or `other`, one a channel."""
+        return tuple(self.manifest["modalities"])
+
+    @property
+    def modality(self) -> str:
+        """The one of all channels, or `mixed`."""
+        return self.modalities[0] if len(set(self.modalities)) == 1 else "mixed"
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The settings the store was made with; `data.prepare` prepares a volume alike by them."""
+        return dict(self.manifest["preparation"])
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Shapes, spacings, intensities and class frequencies of the cohort."""
+        return dict(read_json(self.path / FINGERPRINT))
+
+    @cached_property
+    def median_spacing_mm(self) -> tuple[float, float, float]:
+        """Median voxel size of all cases, as stored."""
+        x, y, z = np.median([e.spacing_mm for e in self.entries.values()], axis=0).tolist()
+        return (x, y, z)
+
+    def ids(self, part: str | None = None) -> tuple[str, ...]:
+        """Case ids of one list, or of all."""
+        return tuple(e.case_id for e in self.entries.values() if part in (None, e.part))
+
+    def part(self, case_id: str) -> str:
+        """The list a case belongs to."""
+        return self.entry(case_id).part
+
+    def subject(self, case_id: str) -> str:
+        """Whose case it is."""
+        return self.entry(case_id).subject_id
+
+    def source_hash(self, case_id: str) -> str:
+        """Hash of the image files' content; equal for equal images in any store."""
+        return self.entry(case_id).image_key
+
+    def entry(self, case_id: str) -> StoreEntry:
+        """The manifest's line of a case.
+
+        Raises:
+            UserError: no such case.
+        """
+        if case_id not in self.entries:
+            raise UserError(f"the store has no case `{case_id}`", where=str(self.path))
+        return self.entries[case_id]
+
+    def open(self, case_id: str, verify: bool = True) -> StoreCase:
+        """A case to read from.
+
+        Args:
+            case_id: which.
+            verify: compare the checksum of the whole file, the first time in this process.
+        """
+        values = None if self.classes is None else self.classes.values
+        verified = self._verified if verify else None
+        return StoreCase(self.path, self.entry(case_id), values, verified)
+
+    def verify(self, case_ids: Iterable[str] | None = None) -> dict[str, str]:
+        """Reads whole files and compares their checksums.
+
+        Returns:
+            Case id to what is wrong with it; empty if all is well.
+        """
+        wrong: dict[str, str] = {}
+        for case_id in self.cases if case_ids is None else case_ids:
+            path = case_path(self.path, case_id)
+            if not path.is_file():
+                wrong[case_id] = "its file is missing"
+            elif checksum(path) != self.entry(case_id).sha256:
+                wrong[case_id] = "its checksum is wrong"
+        return wrong
+
+
+def open_store(path: Path | str) -> Store:
+    """The store in that folder.
+
+    Raises:
+        UserError: no store there, unfinished, damaged, or of another version.
+    """
+    return Store(path)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"`{folder}` is not a store, or its preparation has not finished",
+            remedy=f"`mim3d prepare SOURCE --out {folder}` makes or finishes it",
+            code="no-store",
+        )
+    manifest = read_json(path)
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"`{folder}` was written by store format {found}, this version reads format {FORMAT}",
+            remedy=f"`mim3d prepare SOURCE --out {folder}` makes it again",
+            code="store-format",
+        )
+    return dict(manifest)

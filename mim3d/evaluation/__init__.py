@@ -1,0 +1,1 @@
+"""Floor 5: Metrics that cannot flatter, their intervals and tables."""

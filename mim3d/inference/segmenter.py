@@ -1,0 +1,126 @@
+"""What prediction needs of a run: the network, what its outputs mean, and how its input is made."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.data.classes import ClassTable
+from mim3d.data.prepare.volume import VolumeRule
+from mim3d.data.regions import RegionScheme
+from mim3d.foundation.errors import UserError
+from mim3d.inference.sliding_window import Predictor, Triple
+
+DEFAULT_WINDOW = 96
+"""Side of the window of a module that comes without a run, at most."""
+WINDOW_STEP = 16
+"""Such a window is a multiple of this, which suits patches and networks that halve four times."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A trained network with all that its run knew.
+
+    Attributes:
+        network: `b c x y z` (and spacing, and valid) to logits `b k x y z`.
+        window: voxels of a window; the crop of training.
+        classes: index, value and name of each output; None leaves indices as they are.
+        regions: the outputs are these regions, each with a sigmoid; None is a softmax over classes
+            (a sigmoid where there is one output).
+        rule: what training did to a volume; None takes voxels as they are.
+        channel_names: one a channel; None does not check.
+        swap_on_flip: pairs of label values (left, right) that change places in a mirror along x.
+        device: where windows are predicted and added up.
+        precision: `bf16` is autocast.
+    """
+
+    network: nn.Module
+    window: Triple
+    classes: ClassTable | None = None
+    regions: RegionScheme | None = None
+    rule: VolumeRule | None = None
+    channel_names: tuple[str, ...] | None = None
+    swap_on_flip: tuple[tuple[int, int], ...] = ()
+    device: torch.device | str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def outputs(self) -> int | None:
+        """Channels of the logits, where known."""
+        if self.regions is not None:
+            return self.regions.count
+        return None if self.classes is None else self.classes.count
+
+    @property
+    def swaps(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of output channels that change places in a mirror along x."""
+        if self.regions is not None or not self.swap_on_flip:
+            return ()
+        if self.classes is None:
+            return self.swap_on_flip
+        places = {value: index for index, value in enumerate(self.classes.values)}
+        return tuple((places[left], places[right]) for left, right in self.swap_on_flip)
+
+    def check_channels(self, channels: int) -> None:
+        """Raises `UserError` where a volume has other channels than training had."""
+        if self.channel_names is not None and channels != len(self.channel_names):
+            names = ", ".join(f"`{name}`" for name in self.channel_names)
+            raise UserError(
+                f"the volume has {channels} channel(s), the run expects {len(self.channel_names)}: "
+                f"{names}",
+                remedy="give all of them, in this order, as one file or one case",
+                code="channels",
+            )
+
+
+def segmenter_of(network: nn.Module, size: Triple, window: Triple | None) -> Segmenter:
+    """A module by itself: voxels as they are in, class indices out.
+
+    Args:
+        network: any module; `spacing_mm` and `valid` are handed to it if its `forward` has them.
+        size: voxels of the volume.
+        window: voxels of a window; None takes up to 96 along each axis.
+    """
+    x, y, z = (min(DEFAULT_WINDOW, -(-side // WINDOW_STEP) * WINDOW_STEP) for side in size)
+    first = next(network.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    return Segmenter(network, window or (x, y, z), device=device)
+
+
+@contextlib.contextmanager
+def predicting(segmenter: Segmenter) -> Iterator[Predictor]:
+    """The network as a predictor: in eval mode, without gradients, in its precision.
+
+    The mode that each of its parts was in is restored afterwards.
+    """
+    network = segmenter.network.to(segmenter.device)
+    device = torch.device(segmenter.device).type
+    accepted = _accepted(network)
+    training = [module for module in network.modules() if module.training]
+
+    def predictor(voxels: Tensor, spacing_mm: Tensor, valid: Tensor | None) -> Tensor:
+        given = {"spacing_mm": spacing_mm, "valid": valid}
+        with torch.autocast(device, torch.bfloat16, enabled=segmenter.precision == "bf16"):
+            logits: Tensor = network(voxels, **{name: given[name] for name in accepted})
+        return logits
+
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield predictor
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _accepted(network: nn.Module) -> tuple[str, ...]:
+    """Which of our two further arguments the network's `forward` takes by name."""
+    inner = getattr(network, "_orig_mod", network)  # torch.compile's wrapper takes anything
+    parameters = inspect.signature(inner.forward).parameters
+    return tuple(name for name in ("spacing_mm", "valid") if name in parameters)

@@ -1,0 +1,206 @@
+"""Self-attention in three implementations that agree, and the rule that chooses one.
+
+Measured on a server CPU with torch 2.13: in bf16 the fused kernel is three times slower than two
+matrix products below a thousand tokens; above, one matrix a head keeps the scores in the cache and
+the backward pass free of them. In fp32 the fused kernel wins from 500 tokens. On a GPU it always
+does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mim3d.foundation.errors import ConfigError
+from mim3d.tokens.positions import Rotation, rotate
+
+Implementation = Literal["plain", "per_head", "sdpa"]
+
+BF16_CPU_PLAIN_BELOW = 1000
+"""Tokens below which plain attention is fastest in bf16 on a CPU; per head from there on."""
+FP32_CPU_PLAIN_BELOW = 500
+"""Tokens below which plain attention is fastest in fp32 on a CPU; the fused kernel above."""
+ACCELERATOR: Implementation = "sdpa"
+"""Everywhere else."""
+
+
+class Attended(NamedTuple):
+    """What attention gives."""
+
+    tokens: Tensor
+    """`b n d`."""
+    attention: Tensor | None
+    """`b h n n`, rows sum to 1, detached; None unless asked for."""
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> Implementation:
+    """The implementation that is fastest for sequences of this length.
+
+    Args:
+        device: where queries lie.
+        dtype: of queries, after autocast.
+        tokens: length of a sequence, prefix included.
+    """
+    if device.type != "cpu":
+        return ACCELERATOR
+    if dtype == torch.bfloat16:
+        return "plain" if tokens < BF16_CPU_PLAIN_BELOW else "per_head"
+    return "plain" if tokens < FP32_CPU_PLAIN_BELOW else "sdpa"
+
+
+def padding_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores so that padding gets no weight, `b 1 1 n`.
+
+    The lowest finite number, not minus infinity: a sample without any valid token then attends to
+    all of its tokens alike instead of giving NaN.
+
+    Args:
+        valid: `b n`, bool.
+        dtype: of the scores.
+    """
+    bias = torch.zeros(valid.shape, dtype=dtype, device=valid.device)
+    return bias.masked_fill(~valid, torch.finfo(dtype).min)[:, None, None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) with optional rotary positions.
+
+    Stores `qkv` (`(3 h e) d`, the three parts slowest) and `out` (`d d`).
+
+    Args:
+        width: channels of a token.
+        heads: number of heads.
+        qkv_bias: whether the query, key and value map has a bias.
+        dropout: of attention weights, in training only.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, qkv_bias: bool = True, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"a width of {width} is no multiple of {heads} heads")
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        rotation: Rotation | None = None,
+        valid: Tensor | None = None,
+        wants_map: bool = False,
+    ) -> Attended:
+        """Lets every token look at all valid ones.
+
+        Args:
+            tokens: `b n d`.
+            rotation: rotary positions of the n tokens.
+            valid: `b n` bool, tokens that may be looked at; none is all.
+            wants_map: whether the attention weights are returned.
+        """
+        b, n, d = tokens.shape
+        # b n (3 h e) -> 3 b h n e
+        qkv = self.qkv(tokens).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        queries, keys, values = qkv.unbind(0)
+        if rotation is not None:
+            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+        bias = None if valid is None else padding_bias(valid, queries.dtype)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if wants_map:
+            weights = attention_weights(queries, keys, bias)
+            attended = F.dropout(weights, dropout) @ values
+        else:
+            attended = self._attend(queries, keys, values, bias, dropout)
+        joined = attended.transpose(1, 2).reshape(b, n, d)  # b h n e -> b n (h e)
+        return Attended(self.out(joined), None if weights is None else weights.detach())
+
+    def _attend(
+        self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, dropout: float
+    ) -> Tensor:
+        way = choose_attention(queries.device, queries.dtype, queries.shape[2])
+        if way == "per_head" and not dropout and not torch.compiler.is_compiling():
+            return per_head(queries, keys, values, bias)
+        if way == "sdpa":
+            fused: Tensor = F.scaled_dot_product_attention(queries, keys, values, bias, dropout)
+            return fused
+        return F.dropout(attention_weights(queries, keys, bias), dropout) @ values
+
+
+def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax over keys of the scaled scores, `... n n`, in the queries' precision.
+
+    Args:
+        queries: `... n e`.
+        keys: `... n e`.
+        bias: broadcast to `... n n`.
+    """
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias
+    weights: Tensor = scores.softmax(dim=-1).to(queries.dtype)
+    return weights
+
+
+def per_head(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Plain attention, one matrix at a time, its weights computed again in the backward pass.
+
+    Keeps queries, keys and values only: memory grows with n, not with its square.
+
+    Args:
+        queries: `b h n e`.
+        keys: `b h n e`.
+        values: `b h n e`.
+        bias: `b 1 1 n` or None; gets no gradient.
+
+    Returns:
+        `b h n e`.
+    """
+    result: Tensor = _PerHead.apply(queries, keys, values, bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _PerHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(queries, keys, values)
+        ctx.bias = bias
+        result = torch.empty_like(values, memory_format=torch.contiguous_format)
+        for i, j, extra in _heads(queries, bias):
+            weights = attention_weights(queries[i, j], keys[i, j], extra)
+            torch.mm(weights, values[i, j], out=result[i, j])
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values = ctx.saved_tensors
+        (gradient,) = gradients
+        scale = queries.shape[-1] ** -0.5
+        to_q, to_k, to_v = (torch.empty_like(part) for part in (queries, keys, values))
+        for i, j, extra in _heads(queries, ctx.bias):
+            q, k, v, g = queries[i, j], keys[i, j], values[i, j], gradient[i, j]
+            weights = attention_weights(q, k, extra)
+            to_v[i, j] = weights.T @ g
+            to_weights = g @ v.T
+            # Softmax: dS = P (dP - rowsum(dP P)), rows apart.
+            inner = (to_weights * weights).sum(dim=-1, keepdim=True)
+            to_scores = weights * (to_weights - inner)
+            to_q[i, j] = (to_scores @ k) * scale
+            to_k[i, j] = to_scores.T @ (q * scale)
+        return to_q, to_k, to_v, None
+
+
+def _heads(queries: Tensor, bias: Tensor | None) -> list[tuple[int, int, Tensor | None]]:
+    batch, heads = queries.shape[:2]
+    extra = [None] * batch if bias is None else [bias[i, 0] for i in range(batch)]
+    return [(i, j, extra[i]) for i in range(batch) for j in range(heads)]

@@ -1,0 +1,133 @@
+"""The convolutional parts of decoders, each equal to MONAI's of the same role, without MONAI.
+
+Three rules hold everywhere: kernels of 3 cubed, instance norm without weights, LeakyReLU of 0.01.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mim3d.tokens.grid import Triple
+
+SLOPE = 0.01
+"""Of LeakyReLU."""
+
+
+def instance_norm(features: Tensor) -> Tensor:
+    """Every channel of every sample to mean 0 and deviation 1, `b c x y z`.
+
+    A map of a single voxel has no deviation; it is normalised over its channels instead, so that
+    crops of one token do not lose what they carry.
+    """
+    if features.shape[2:].numel() == 1:
+        return F.group_norm(features, 1)
+    return F.instance_norm(features)
+
+
+def upsample(channels_in: int, channels_out: int, stride: Triple) -> nn.Module:
+    """A transposed convolution whose kernel is its stride; a linear map where that is 1."""
+    return nn.ConvTranspose3d(channels_in, channels_out, stride, stride, bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with a shortcut: MONAI's `UnetResBlock`; the first may stride."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: Triple = (1, 1, 1)) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if channels_in != channels_out or stride != (1, 1, 1):
+            self.shortcut = nn.Conv3d(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`b c x y z` to as many channels as were asked for."""
+        inner = F.leaky_relu(instance_norm(self.conv1(features)), SLOPE)
+        inner = instance_norm(self.conv2(inner))
+        beside = features if self.shortcut is None else instance_norm(self.shortcut(features))
+        return F.leaky_relu(inner + beside, SLOPE)
+
+
+class ConvBlock(nn.Module):
+    """One convolution, norm and activation."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`b c x y z` to as many channels as were asked for."""
+        return F.leaky_relu(instance_norm(self.conv(features)), SLOPE)
+
+
+class TapPath(nn.Module):
+    """From a tap on the token grid up to a finer level: MONAI's `UnetrPrUpBlock`.
+
+    Args:
+        width: channels of the tap.
+        channels: channels all the way up.
+        strides: of every step of upsampling; without any it is a linear map.
+    """
+
+    def __init__(self, width: int, channels: int, strides: Sequence[Triple]) -> None:
+        super().__init__()
+        first, *further = strides or [(1, 1, 1)]
+        self.first = upsample(width, channels, first)
+        self.further = nn.ModuleList(
+            nn.Sequential(upsample(channels, channels, stride), ResidualBlock(channels, channels))
+            for stride in further
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """A tap as a map `b d gx gy gz`, up through all strides."""
+        features = self.first(features)
+        for step in self.further:
+            features = step(features)
+        return features
+
+
+class UpBlock(nn.Module):
+    """One level up, joined with a skip: MONAI's `UnetrUpBlock`.
+
+    Args:
+        channels_in: channels below.
+        channels_out: channels of this level and of its skip.
+        stride: of the upsampling.
+        has_skip: whether something is joined.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: Triple, *, has_skip: bool = True
+    ) -> None:
+        super().__init__()
+        self.up = upsample(channels_in, channels_out, stride)
+        self.block = ResidualBlock(channels_out * (2 if has_skip else 1), channels_out)
+
+    def forward(self, features: Tensor, skip: Tensor | None) -> Tensor:
+        """The level below, upsampled and joined with this level's skip."""
+        features = self.up(features)
+        if skip is not None:
+            features = torch.cat([features, skip], dim=1)
+        joined: Tensor = self.block(features)
+        return joined
+
+
+def space_to_depth(voxels: Tensor, factor: Triple) -> Tensor:
+    """Boxes of voxels as channels: `b c (x i) (y j) (z k) -> b (c i j k) x y z`."""
+    b, c, x, y, z = voxels.shape
+    i, j, k = factor
+    split = voxels.reshape(b, c, x // i, i, y // j, j, z // k, k)
+    deep = split.permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return deep.reshape(b, c * i * j * k, x // i, y // j, z // k)
+
+
+def depth_to_space(features: Tensor, factor: Triple) -> Tensor:
+    """The way back: `b (c i j k) x y z -> b c (x i) (y j) (z k)`, a pixel shuffle in 3D."""
+    b, c, x, y, z = features.shape
+    i, j, k = factor
+    split = features.reshape(b, c // (i * j * k), i, j, k, x, y, z)
+    return split.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, -1, x * i, y * j, z * k)

@@ -1,0 +1,72 @@
+"""The sizes of the encoder by name, and a config with its open fields filled in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from mim3d.config.sections import EncoderConfig, Triple
+from mim3d.foundation.errors import ConfigError
+from mim3d.tokens.grid import TokenGrid
+
+
+class Size(NamedTuple):
+    """Width of a token, blocks, attention heads."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+PRESETS: dict[str, Size] = {
+    "tiny": Size(192, 12, 3),
+    "small": Size(384, 12, 6),
+    "base": Size(768, 12, 12),
+    "large": Size(1024, 24, 16),
+}
+"""Heads are 64 wide everywhere, the MLP four times the token."""
+
+
+def size_of(config: EncoderConfig) -> Size:
+    """The preset's size with the config's own fields in place.
+
+    Raises:
+        ConfigError: an unknown preset, or a width that is no multiple of the heads.
+    """
+    if config.preset not in PRESETS:
+        names = ", ".join(PRESETS)
+        raise ConfigError(f"`encoder.preset {config.preset}` is not one of {names}")
+    preset = PRESETS[config.preset]
+    size = Size(
+        config.width or preset.width, config.depth or preset.depth, config.heads or preset.heads
+    )
+    if size.width % size.heads:
+        raise ConfigError(
+            f"`encoder.width` {size.width} is no multiple of `encoder.heads` {size.heads}",
+            remedy="choose them so that each head gets the same number of channels",
+            code="bad-heads",
+        )
+    return size
+
+
+def completed(
+    config: EncoderConfig,
+    *,
+    channels: int,
+    crop_size: Triple,
+    spacing_mm: tuple[float, float, float],
+) -> EncoderConfig:
+    """The config with what it leaves to the data: channels, learned grid and default spacing.
+
+    Args:
+        config: as the user wrote it.
+        channels: channels of the store.
+        crop_size: voxels of a training crop.
+        spacing_mm: median spacing of the cohort.
+    """
+    return replace(
+        config,
+        channels=channels if config.channels is None else config.channels,
+        learned_grid=config.learned_grid or TokenGrid.over(crop_size, config.patch).counts,
+        default_spacing_mm=config.default_spacing_mm or spacing_mm,
+    )

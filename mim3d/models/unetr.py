@@ -1,0 +1,47 @@
+"""The segmenter: an encoder and a decoder behind one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.config.sections import DecoderConfig
+from mim3d.models.decoders import build_decoder
+from mim3d.models.vit import Spacing, VolumeViT
+
+
+class UNETR(nn.Module):
+    """Logits for every voxel (Hatamizadeh et al., arXiv:2103.10504).
+
+    Its weights are named `encoder.*` and `decoder.*`.
+
+    Args:
+        encoder: a `VolumeViT`, pre-trained or not.
+        classes: outputs of the last map: classes with a softmax, regions with a sigmoid.
+        decoder: which decoder; none is UNETR's with normalised taps.
+    """
+
+    def __init__(
+        self, encoder: VolumeViT, classes: int, decoder: DecoderConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.classes = classes
+        self.decoder_config = decoder or DecoderConfig()
+        self.encoder = encoder
+        self.decoder = build_decoder(self.decoder_config, encoder, classes)
+
+    def forward(
+        self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
+    ) -> Tensor:
+        """Logits `b k x y z` of the voxels' own size.
+
+        Args:
+            voxels: `b c x y z`, normalised, any size.
+            spacing_mm: `b 3` or three numbers; none takes the encoder's default.
+            valid: `b x y z` bool, False at padding; none is all valid.
+        """
+        if valid is not None:
+            voxels = torch.where(valid[:, None], voxels, voxels.new_zeros(()))
+        states = self.encoder(voxels, spacing_mm, valid=valid, taps=self.decoder.taps)
+        logits: Tensor = self.decoder(states, voxels)
+        return logits

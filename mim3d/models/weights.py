@@ -1,0 +1,287 @@
+"""Weights on disk and from one model to another: whole or not at all.
+
+A file is safetensors: a JSON header and raw numbers, so that reading runs no code of the file's.
+Its header is checked here before a byte is mapped, and each complaint says what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from torch import Tensor
+
+from mim3d.config.sections import EncoderConfig
+from mim3d.foundation.atomic import whole_file
+from mim3d.foundation.errors import WeightsError
+from mim3d.models.presets import PRESETS
+from mim3d.models.vit import VolumeViT
+
+PREFIX = "encoder."
+"""What the keys of the encoder begin with in the files of runs."""
+LONGEST_HEADER = 100 * 2**20
+"""Bytes; the bound of the safetensors format."""
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Types of numbers that mim3d writes or reads."""
+
+
+class Weights(NamedTuple):
+    """What a file holds."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """One tensor that does not fit; None stands for a tensor that is not there."""
+
+    key: str
+    found: tuple[int, ...] | None
+    expected: tuple[int, ...] | None
+    is_finite: bool = True
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"`{self.key}` is missing, expected {_shape(self.expected)}"
+        if self.expected is None:
+            return f"`{self.key}` is {_shape(self.found)}, not expected"
+        if not self.is_finite:
+            return f"`{self.key}` holds NaN, infinities or no real numbers"
+        return f"`{self.key}` is {_shape(self.found)}, expected {_shape(self.expected)}"
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What a transfer did.
+
+    Args:
+        source: where the weights came from.
+        loaded: the encoder's keys, every one of which now equals the source's.
+        left: keys of the source that are no encoder's: its decoder, its mask token.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The encoder's tensors without their prefix, and the keys that are left.
+
+    A state without any `encoder.` key is taken as the encoder's own.
+    """
+    inside = {k.removeprefix(PREFIX): v for k, v in tensors.items() if k.startswith(PREFIX)}
+    if not inside:
+        return dict(tensors), ()
+    return inside, tuple(sorted(k for k in tensors if not k.startswith(PREFIX)))
+
+
+def misfits(encoder: VolumeViT, tensors: Mapping[str, Tensor]) -> list[Misfit]:
+    """Every tensor that is missing, not expected, of another shape, or not finite; empty if whole.
+
+    Args:
+        encoder: what the tensors are for.
+        tensors: by the encoder's own keys.
+    """
+    wanted = encoder.state_dict()
+    found = []
+    for key in [*wanted, *sorted(set(tensors) - set(wanted))]:
+        have, want = tensors.get(key), wanted.get(key)
+        shape = None if have is None else tuple(have.shape)
+        expected = None if want is None else tuple(want.shape)
+        if have is None or shape != expected:
+            found.append(Misfit(key, shape, expected))
+        elif not have.is_floating_point() or not bool(have.isfinite().all()):
+            found.append(Misfit(key, shape, expected, is_finite=False))
+    return found
+
+
+def transfer_encoder(
+    encoder: VolumeViT, tensors: Mapping[str, Tensor], *, source: str = "the weights"
+) -> TransferReport:
+    """Puts all encoder tensors of a checkpoint into an encoder, or none and says why.
+
+    Args:
+        encoder: is changed only if every tensor fits.
+        tensors: a run's (`encoder.*` beside others) or an encoder's own state.
+        source: its name in messages.
+
+    Raises:
+        WeightsError: anything is missing, left over, of another shape or not finite; every such
+            key is listed.
+    """
+    inside, left = encoder_tensors(tensors)
+    wrong = misfits(encoder, inside)
+    if wrong:
+        wanted = len(encoder.state_dict())
+        listed = "\n".join(f"  {one}" for one in wrong)
+        advice = _fitting_preset(encoder, inside)
+        raise WeightsError(
+            f"{len(wrong)} of {wanted} encoder tensors of `{source}` do not fit",
+            remedy=f"first: {wrong[0]}{advice}\n{listed}",
+            code="weights-misfit",
+        )
+    encoder.load_state_dict(inside, strict=True)
+    return TransferReport(source, tuple(encoder.state_dict()), left)
+
+
+def _fitting_preset(encoder: VolumeViT, tensors: Mapping[str, Tensor]) -> str:
+    norm = tensors.get("norm.weight")
+    blocks = {key.split(".")[1] for key in tensors if key.startswith("blocks.")}
+    if norm is None or (len(norm), len(blocks)) == (encoder.width, encoder.depth):
+        return ""
+    for name, size in PRESETS.items():
+        if (size.width, size.depth) == (len(norm), len(blocks)):
+            return f"; use `--encoder.preset {name}`"
+    return f"; use `--encoder.width {len(norm)} --encoder.depth {len(blocks)}`"
+
+
+def encoder_metadata(config: EncoderConfig) -> dict[str, str]:
+    """What the header of every file of weights says of its encoder."""
+    return {"encoder": json.dumps(asdict(config))}
+
+
+def encoder_config(metadata: Mapping[str, str], *, source: str = "the weights") -> EncoderConfig:
+    """The encoder's config from a file's header.
+
+    Raises:
+        WeightsError: there is none, or it is of another version.
+    """
+    try:
+        values: dict[str, Any] = json.loads(metadata["encoder"])
+        known = {field.name for field in fields(EncoderConfig)}
+        foreign = sorted(set(values) - known)
+    except (KeyError, ValueError, TypeError) as error:
+        raise WeightsError(
+            f"`{source}` does not say which encoder its weights belong to",
+            remedy="take a file that mim3d wrote",
+            code="no-encoder-config",
+        ) from error
+    if foreign:
+        raise WeightsError(
+            f"`{source}` was written by another version: its encoder has `{foreign[0]}`",
+            code="other-version",
+        )
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return EncoderConfig(**plain)
+
+
+def save_weights(
+    path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Writes a whole safetensors file.
+
+    Args:
+        path: where.
+        tensors: by key; they are copied to the CPU.
+        metadata: `encoder_metadata` and more, words only.
+    """
+    from safetensors.torch import save_file
+
+    there = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(there, temporary, metadata=dict(metadata))
+
+
+def load_weights(path: Path | str) -> Weights:
+    """Reads a safetensors file whose header is sound.
+
+    Raises:
+        WeightsError: the file is missing, cut short or not what it says.
+    """
+    check_header(path)
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return Weights(tensors, dict(file.metadata() or {}))
+
+
+def check_header(path: Path | str) -> None:
+    """Checks that a safetensors file is whole: header, types, shapes and offsets.
+
+    Raises:
+        WeightsError: saying which of these is wrong.
+    """
+    path = Path(path)
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, LONGEST_HEADER):
+                raise _unsound(path, f"its {size} bytes do not hold the header it announces")
+            raw = file.read(length)
+    except OSError as error:
+        raise WeightsError(
+            f"weights `{path}` cannot be opened: {error.strerror}",
+            remedy="give the folder of a run that has a checkpoint",
+            code="no-weights",
+        ) from error
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise _unsound(path, "its header is no JSON") from error
+    if not isinstance(header, dict):
+        raise _unsound(path, "its header is no table")
+    metadata = header.pop("__metadata__", {})
+    if not _is_words(metadata):
+        raise _unsound(path, "its metadata are not words")
+    end = 0
+    for key, entry in sorted(header.items(), key=_by_offsets):
+        start, stop = _extent(path, key, entry)
+        if start != end:
+            raise _unsound(path, f"tensor `{key}` begins at byte {start}, expected {end}")
+        end = stop
+    if end != size - 8 - length:
+        raise _unsound(path, f"it holds {size - 8 - length} bytes of numbers, expected {end}")
+
+
+def _by_offsets(item: tuple[str, Any]) -> list[int]:
+    offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
+    return offsets if _is_sizes(offsets) else []
+
+
+def _extent(path: Path, key: str, entry: Any) -> tuple[int, int]:
+    shape, offsets = (entry.get(part) if isinstance(entry, dict) else None for part in _PARTS)
+    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
+        raise _unsound(path, f"tensor `{key}` has no sound shape and offsets")
+    kind = str(entry.get("dtype"))
+    if kind not in ITEM_BYTES:
+        raise _unsound(path, f"tensor `{key}` has the unknown type `{kind}`")
+    expected = math.prod(shape) * ITEM_BYTES[kind]
+    if offsets[1] - offsets[0] != expected:
+        have = offsets[1] - offsets[0]
+        raise _unsound(path, f"tensor `{key}` has {have} bytes, its shape needs {expected}")
+    return offsets[0], offsets[1]
+
+
+_PARTS = ("shape", "data_offsets")
+
+
+def _is_sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(one) is int and one >= 0 for one in values)
+
+
+def _is_words(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(one, str) for one in values.values())
+
+
+def _unsound(path: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"`{path}` is damaged or no safetensors file: {why}",
+        remedy="copy it again, or take another checkpoint of the run",
+        code="weights-damaged",
+    )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return " x ".join(map(str, shape)) if shape else "a number"

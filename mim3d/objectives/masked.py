@@ -1,0 +1,241 @@
+"""Masked image modelling: MAE and SimMIM, two ways to predict what the encoder did not see."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.config.sections import MaskedConfig
+from mim3d.data.batch import BatchNeeds, CropBatch
+from mim3d.foundation.errors import ConfigError
+from mim3d.models.blocks import initialise
+from mim3d.models.mae_decoder import MaeDecoder
+from mim3d.models.vit import HiddenStates, Replacement, VolumeViT
+from mim3d.objectives.base import Moment, Outcome, Task
+from mim3d.objectives.panels import reconstruction
+from mim3d.objectives.targets import PatchTarget, patch_target, voxel_error, weighted_mean
+from mim3d.tokens.gather import gather
+from mim3d.tokens.grid import TokenGrid
+from mim3d.tokens.masking import (
+    STRATEGIES,
+    Strategy,
+    TokenSplit,
+    both_real,
+    count,
+    is_masked,
+    split_tokens,
+)
+from mim3d.tokens.patches import PaddedCrop, pad_to_patches, patchify
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one step asks: which tokens of which crops are to be predicted, and what is true there.
+
+    Args:
+        split: the partition of the tokens.
+        index: `b q`, the tokens that are predicted: the masked, behind the visible if these count.
+        real: `b q` bool, False where a shorter sample is filled up; None where none is.
+        target: the truth at those.
+        weights: `b q p` or broadcast to it, what each voxel counts; None is all alike.
+    """
+
+    split: TokenSplit
+    index: Tensor
+    real: Tensor | None
+    target: PatchTarget
+    weights: Tensor | None
+
+
+class Masked(Task):
+    """What MAE and SimMIM share: mask, target, weights, loss, logs and pictures.
+
+    A subclass says how patches are predicted.
+    """
+
+    needs = BatchNeeds()
+
+    def __init__(self, encoder: VolumeViT, config: MaskedConfig) -> None:
+        super().__init__()
+        if config.masking not in STRATEGIES:
+            names = ", ".join(STRATEGIES)
+            raise ConfigError(f"`objective.masking {config.masking}` is not one of {names}")
+        count(config.mask_ratio, 1, config.rounding)  # refuses a bad ratio before the first step
+        self.config = config
+        self.encoder = encoder
+        self.strategy: Strategy = STRATEGIES[config.masking](config.mask_unit)
+        if not config.final_norm:
+            # It takes no part, and a parameter without gradient stops distributed training.
+            encoder.norm.requires_grad_(False)
+
+    def predict(self, batch: CropBatch, question: Question) -> Tensor:
+        """Patches at `question.index`, `b q p`."""
+        raise NotImplementedError
+
+    def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
+        """The error of the predicted voxels, averaged by weight.
+
+        Args:
+            batch: crops; labels are not looked at.
+            moment: the keys of the masks follow from it and from the crops' ids.
+        """
+        crop = pad_to_patches(batch.voxels, batch.valid, self.encoder.patch)
+        split = self._split(crop, moment.keys(batch, "mask"))
+        question = self._ask(batch, crop, split)
+        predicted = self.predict(batch, question)
+        truth, kind = question.target.values, self.config.loss
+        loss = weighted_mean(voxel_error(predicted, truth, kind), question.weights)
+        logs = {
+            "loss": loss.detach(),
+            "mean_predictor": mean_predictor(truth, question.weights, kind),
+            "masked_share": _masked_share(split, crop),
+        }
+        pictures = None
+        if moment.wants_pictures:
+            pictures = self._pictures(batch, crop, question, predicted.detach())
+        return Outcome(loss, logs, pictures)
+
+    def _split(self, crop: PaddedCrop, keys: Tensor) -> TokenSplit:
+        valid, ratio, rounding = crop.token_valid, self.config.mask_ratio, self.config.rounding
+        scores = self.strategy(crop.grid, keys, valid, None)
+        if valid is None:
+            return split_tokens(scores, count(ratio, crop.grid.n, rounding))
+        # A crop that is nearly all padding keeps one token visible rather than stop the run.
+        there = valid.sum(dim=1).tolist()
+        masked = [min(count(ratio, have, rounding), max(have - 1, 0)) for have in there]
+        return split_tokens(scores, masked, valid=valid)
+
+    def _ask(self, batch: CropBatch, crop: PaddedCrop, split: TokenSplit) -> Question:
+        config, channels = self.config, self.encoder.channels
+        index, real, counts = split.masked, split.masked_valid, None
+        if config.visible_weight > 0:
+            index = torch.cat([split.visible, split.masked], dim=1)
+            real = both_real(split)
+            counts = torch.ones(index.shape, device=index.device)
+            counts[:, : split.visible.shape[1]] = config.visible_weight
+
+        # Weights multiply: of the token, of padding in it, of air in it.
+        factors = [] if counts is None else [counts[..., None]]
+        if real is not None:
+            factors.append(real[..., None].float())
+        inside = None if crop.valid is None else _at(crop.valid, crop.grid, index, channels)
+        if inside is not None:
+            factors.append(inside.float())
+        if config.air_weight != 1 and batch.air is not None:
+            is_air = _at(_air(crop, batch.air), crop.grid, index, channels)
+            factors.append(torch.where(is_air, config.air_weight, 1.0))
+        weights = math.prod(factors[1:], start=factors[0]) if factors else None
+
+        patches = gather(patchify(crop.voxels, crop.grid.patch), index)
+        return Question(split, index, real, patch_target(patches, config.target, inside), weights)
+
+    def _pictures(
+        self, batch: CropBatch, crop: PaddedCrop, question: Question, predicted: Tensor
+    ) -> dict[str, Tensor]:
+        index, n = question.index, crop.grid.n
+        if question.real is not None:
+            index = torch.where(question.real, index, n)
+        voxels = question.target.to_voxels(predicted.float())
+        return reconstruction(crop, is_masked(question.split, n), index, voxels, batch.spacing_mm)
+
+    def _last(self, states: HiddenStates) -> Tensor:
+        return states.tokens if self.config.final_norm else states.taps[0]
+
+    @property
+    def _taps(self) -> tuple[int, ...]:
+        return () if self.config.final_norm else (self.encoder.depth,)
+
+
+class MaskedAutoencoder(Masked):
+    """MAE: the encoder sees visible tokens only, a small transformer predicts the others.
+
+    Stores `encoder.*` and `decoder.*`.
+
+    Args:
+        encoder: what is to learn.
+        config: the pretext task; none is MAE's defaults.
+    """
+
+    def __init__(self, encoder: VolumeViT, config: MaskedConfig | None = None) -> None:
+        config = config or MaskedConfig(name="mae")
+        super().__init__(encoder, config)
+        self.decoder = MaeDecoder(
+            encoder,
+            width=config.decoder_width,
+            depth=config.decoder_depth,
+            heads=config.decoder_heads,
+        )
+
+    def predict(self, batch: CropBatch, question: Question) -> Tensor:
+        """Patches decoded from the visible tokens' states, `b q p`."""
+        split = question.split
+        states = self.encoder(
+            batch.voxels, batch.spacing_mm, valid=batch.valid, split=split, taps=self._taps
+        )
+        visible_too = self.config.visible_weight > 0
+        patches: Tensor = self.decoder(states, self._last(states), split, visible_too=visible_too)
+        return patches
+
+
+class SimMIM(Masked):
+    """SimMIM (arXiv:2111.09886): mask tokens in the encoder, one linear map to voxels.
+
+    Stores `encoder.*`, `mask_token` and `head.*`.
+
+    Args:
+        encoder: what is to learn.
+        config: the pretext task; none is the defaults.
+    """
+
+    def __init__(self, encoder: VolumeViT, config: MaskedConfig | None = None) -> None:
+        config = config or MaskedConfig(name="simmim")
+        super().__init__(encoder, config)
+        width = encoder.width
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
+        self.head = nn.Linear(width, encoder.embedding.projection.in_features)
+        initialise(self.head, encoder.config.initialisation)
+
+    def predict(self, batch: CropBatch, question: Question) -> Tensor:
+        """Patches read off the states, `b q p`."""
+        grid = TokenGrid.over(batch.voxels.shape[2:], self.encoder.patch)  # type: ignore[arg-type]
+        replaced = Replacement(is_masked(question.split, grid.n), self.mask_token)
+        states = self.encoder(
+            batch.voxels, batch.spacing_mm, valid=batch.valid, replaced=replaced, taps=self._taps
+        )
+        patches: Tensor = self.head(gather(self._last(states), question.index))
+        return patches
+
+
+def mean_predictor(truth: Tensor, weights: Tensor | None, kind: str) -> Tensor:
+    """The loss of answering with the target's own mean everywhere, a scalar.
+
+    A run whose loss stays there has learnt nothing but that mean.
+
+    Args:
+        truth: `b q p`.
+        weights: broadcast to it, or None.
+        kind: the error, as in `voxel_error`.
+    """
+    mean = weighted_mean(truth, weights)
+    return weighted_mean(voxel_error(mean.expand_as(truth), truth, kind), weights).detach()
+
+
+def _air(crop: PaddedCrop, threshold: Tensor) -> Tensor:
+    """Voxels all of whose channels lie below their thresholds, `b x y z` bool."""
+    return (crop.voxels < threshold[:, :, None, None, None]).all(dim=1)
+
+
+def _at(voxels: Tensor, grid: TokenGrid, index: Tensor, channels: int) -> Tensor:
+    """A map that all channels share, as patches at `index`: `b x y z -> b q (c p)`."""
+    return gather(patchify(voxels[:, None], grid.patch), index).repeat(1, 1, channels)
+
+
+def _masked_share(split: TokenSplit, crop: PaddedCrop) -> Tensor:
+    b, m = split.masked.shape
+    masked = split.masked.new_tensor(b * m) if split.masked_valid is None else split.masked_valid
+    valid = crop.token_valid
+    every = split.masked.new_tensor(b * crop.grid.n) if valid is None else valid
+    return masked.sum() / every.sum().clamp_min(1)

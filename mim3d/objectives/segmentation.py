@@ -1,0 +1,106 @@
+"""The supervised task: a class for every voxel, or overlapping regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mim3d.config.sections import SegmentationConfig
+from mim3d.data.batch import IGNORE_INDEX, BatchNeeds, CropBatch
+from mim3d.data.regions import RegionScheme
+from mim3d.objectives.base import Moment, Outcome, Task
+from mim3d.objectives.losses import (
+    DiceOptions,
+    dice_ce,
+    dice_ce_regions,
+    monai_loss,
+    on_valid_voxels,
+)
+
+
+class Segmentation(Task):
+    """A network and its loss. The `state_dict` is the network's: `encoder.…` and `decoder.…`.
+
+    Args:
+        network: `(voxels, spacing_mm, valid=…) -> logits b k x y z`, made of `.encoder` and
+            `.decoder` alone.
+        config: the loss.
+        classes: classes of the label maps, background included.
+        regions: scheme of overlapping regions, one logit each; None is a softmax over classes.
+        values: label value of each class index, needed with regions.
+    """
+
+    needs = BatchNeeds(labels=True)
+    members: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: SegmentationConfig,
+        classes: int,
+        regions: RegionScheme | None = None,
+        values: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        # In a tuple the network is no submodule, so that its parts keep their own names.
+        self._network = (network,)
+        self.encoder = network.encoder
+        self.decoder = network.decoder
+        self.classes = classes
+        members = None
+        if regions is not None:
+            if values is None or len(values) != classes:
+                raise ValueError("regions need the label value of every class")
+            members = regions.to_regions(torch.tensor(list(values)))
+        self.register_buffer("members", members, persistent=False)
+        self.options = DiceOptions(
+            squared=config.squared,
+            smooth_numerator=config.smooth_numerator,
+            smooth_denominator=config.smooth_denominator,
+            batch_dice=config.batch_dice,
+            # Regions have no background among them.
+            include_background=config.include_background or regions is not None,
+            cross_entropy=1.0 if config.loss == "dice_ce" else 0.0,
+        )
+        self._monai = None
+        if config.loss not in ("dice_ce", "dice"):
+            self._monai = monai_loss(config.loss, self.options, has_regions=regions is not None)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, for prediction."""
+        return self._network[0]
+
+    def train(self, mode: bool = True) -> Segmentation:
+        """Sets the mode of the network too."""
+        self.network.train(mode)
+        super().train(mode)
+        return self
+
+    def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
+        """The loss of a batch with labels; logs the soft Dice of what is labelled in it."""
+        if batch.labels is None:
+            raise ValueError("segmentation needs a batch with labels")
+        logits = self.network(batch.voxels, batch.spacing_mm, valid=batch.valid)
+        counted = batch.labels != IGNORE_INDEX
+        if batch.valid is not None:
+            counted = counted & batch.valid
+        if self.members is None:
+            loss, overlap = dice_ce(logits, batch.labels, self.options, counted)
+        else:
+            regions = self._regions(batch.labels, counted)
+            loss, overlap = dice_ce_regions(logits, regions, self.options, counted)
+        if self._monai is not None:
+            target = batch.labels.unsqueeze(1) if self.members is None else regions.float()
+            loss = on_valid_voxels(
+                self._monai, logits, target, counted, batch_dice=self.options.batch_dice
+            )
+        return Outcome(loss, {"dice": overlap.dice(skip_first=self.members is None)})
+
+    def _regions(self, labels: Tensor, counted: Tensor) -> Tensor:
+        """Class indices `b x y z` to regions `b k x y z` bool."""
+        assert self.members is not None
+        indices = torch.where(counted, labels, 0).long()
+        return self.members[:, indices].movedim(0, 1)

@@ -1,0 +1,1 @@
+"""Floor 5: Arrays in, PNG out."""

@@ -1,0 +1,1 @@
+"""Floor 2: From voxels to tokens: grids, patches, positions, masking, embedding."""

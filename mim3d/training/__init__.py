@@ -1,0 +1,1 @@
+"""Floor 5: The one loop, its optimiser, checkpoints and logs."""

@@ -1,0 +1,220 @@
+"""Checkpoint folders: what prediction uses, and all that an exact resume needs. No pickle.
+
+A checkpoint is `<step>/weights.safetensors`, `state.safetensors` and `state.json`; the last holds
+counters and the checksums of the other two. It is written beside and renamed whole, then `last`
+and `best` (relative links) are switched, then what neither points at is removed: a process killed
+at any moment leaves a `last` that loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mim3d.foundation.atomic import point, sweep, whole_folder
+from mim3d.foundation.errors import UserError
+
+FORMAT = 1
+WEIGHTS, STATE, NUMBERS = "weights.safetensors", "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds for a resume.
+
+    Args:
+        tensors: flat, named `weights/…`, `mean/…`, `optimiser/…`.
+        numbers: counters and positions, as JSON.
+    """
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run.
+
+    Args:
+        folder: made when the first checkpoint is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, which: str = "last") -> Path | None:
+        """The checkpoint that `last` or `best` points at, or None where there is none."""
+        link = self.folder / which
+        if not link.is_symlink():
+            return None
+        return self.folder / os.readlink(link)
+
+    def write(
+        self,
+        step: int,
+        *,
+        weights: Mapping[str, Tensor],
+        header: Mapping[str, str],
+        saved: Saved,
+        is_best: bool,
+    ) -> Path:
+        """Writes a checkpoint, switches `last` (and `best`), removes the ones left over.
+
+        Args:
+            step: names the folder.
+            weights: what prediction uses.
+            header: metadata of the weights' file.
+            saved: what a resume uses.
+            is_best: whether `best` is to point at it.
+
+        Raises:
+            ResourceError: the disk is full; the older checkpoints are untouched.
+        """
+        folder = self.folder / str(step)
+        with whole_folder(folder) as temporary:
+            _save(temporary / WEIGHTS, weights, header)
+            _save(temporary / STATE, saved.tensors, {})
+            checksums = {name: file_digest(temporary / name) for name in (WEIGHTS, STATE)}
+            numbers = {"format": FORMAT, "checksums": checksums, **saved.numbers}
+            text = json.dumps(numbers, indent=1, allow_nan=False)
+            (temporary / NUMBERS).write_text(text + "\n")
+        point(self.folder / "last", folder.name)
+        if is_best:
+            point(self.folder / "best", folder.name)
+        self._remove_others()
+        return folder
+
+    def _remove_others(self) -> None:
+        kept = {self.find("last"), self.find("best")}
+        for folder in self.folder.iterdir():
+            if folder.name.isdigit() and folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def sweep(self) -> int:
+        """Removes what a killed process left unfinished; returns how many."""
+        return sweep(self.folder) if self.folder.is_dir() else 0
+
+
+def read_state(folder: Path) -> Saved:
+    """What a resume needs, on the CPU.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another format.
+    """
+    numbers = _numbers(folder)
+    _check(folder, STATE, numbers)
+    tensors, _ = _load(folder / STATE)
+    return Saved(tensors, numbers)
+
+
+def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What prediction uses, on the CPU, and the header of the file.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another format.
+    """
+    _check(folder, WEIGHTS, _numbers(folder))
+    return _load(folder / WEIGHTS)
+
+
+def _numbers(folder: Path) -> dict[str, Any]:
+    try:
+        numbers = json.loads((folder / NUMBERS).read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, NUMBERS) from error
+    if not isinstance(numbers, dict) or numbers.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint `{folder.name}` is of another format; this version reads format {FORMAT}",
+            where=str(folder),
+            remedy="use the version of mim3d that `versions.json` of the run names",
+            code="checkpoint-format",
+        )
+    return numbers
+
+
+def _check(folder: Path, name: str, numbers: dict[str, Any]) -> None:
+    file = folder / name
+    if not file.is_file() or file_digest(file) != numbers["checksums"].get(name):
+        raise _damaged(folder, name)
+
+
+def _damaged(folder: Path, name: str) -> UserError:
+    return UserError(
+        f"checkpoint `{folder.name}` is damaged: `{name}` is missing or not as it was written",
+        where=str(folder),
+        remedy="restore the file, or start the run again with `--overwrite`",
+        code="checkpoint-damaged",
+    )
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    import safetensors.torch
+
+    # One owner a tensor: the format refuses views and shared memory.
+    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(own, str(path), metadata=dict(header) or None)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    import safetensors
+
+    with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, dict(file.metadata() or {})
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            total.update(block)
+    return total.hexdigest()
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes: equal exactly where all weights are equal."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def flatten_optimiser(
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The optimiser's moments as `optimiser/<entry>/<parameter>`: no index, hence no order."""
+    return {
+        f"optimiser/{entry}/{name}": value
+        for name, parameter in parameters.items()
+        for entry, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimiser(
+    optimiser: torch.optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Puts saved moments back; parameters that had none yet stay without."""
+    for key, value in tensors.items():
+        if key.startswith("optimiser/"):
+            _, entry, name = key.split("/", 2)
+            parameter = parameters[name]
+            optimiser.state[parameter][entry] = value.to(parameter.device)
+
+
+def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors below `<name>/`, without it."""
+    head = f"{name}/"
+    return {key[len(head) :]: value for key, value in tensors.items() if key.startswith(head)}

@@ -1,0 +1,248 @@
+"""A run folder: what it was asked for, where it stands, and who may write in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mim3d.config.reading import dump, load
+from mim3d.config.sections import TrainingConfig
+from mim3d.foundation.atomic import TEMPORARY, sweep, write_json, write_text
+from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
+from mim3d.foundation.versions import versions
+from mim3d.training import fabric
+from mim3d.training.checkpoints import Checkpoints
+from mim3d.training.lock import NAME as LOCK
+from mim3d.training.lock import FolderLock
+
+CONFIG, VERSIONS, STATUS, RESULTS = "config.yaml", "versions.json", "status.json", "results.json"
+OWN = (
+    STATUS, RESULTS, "preparation.json", "log.jsonl", "checkpoints", "tensorboard", "pictures",
+    VERSIONS, CONFIG,
+)  # fmt: skip
+"""What a run consists of, in the order in which `overwrite` removes it; nothing else is touched."""
+
+
+class Run:
+    """A folder that one training command owns. Use it in a `with` block.
+
+    Leaving the block releases the folder and writes how it ended: `done` when the training came
+    to its last step and nothing was raised, else `interrupted`, `stopped` or `failed`. Processes
+    other than the first one hold the same face and write nothing.
+
+    Args:
+        folder: the run's.
+        writes: whether this process is the one that writes.
+        is_done: whether an earlier command finished the run.
+    """
+
+    def __init__(self, folder: Path, *, writes: bool = True, is_done: bool = False) -> None:
+        self.folder = folder
+        self.writes = writes
+        self.is_done = is_done
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.note: str | None = None
+        """What is worth telling of how the run was found: a stale lock, leftovers."""
+        self._lock: FolderLock | None = None
+        self._is_trained = False
+
+    @classmethod
+    def create_or_continue(
+        cls, folder: Path | str, config: Mapping[str, Any], *, overwrite: bool = False
+    ) -> Run:
+        """Makes the folder, goes on with an unfinished run of the same config, or finds it done.
+
+        Under several processes the first one does it and the others take its answer.
+
+        Args:
+            folder: made if absent.
+            config: resolved; nested mappings of what JSON can hold.
+            overwrite: begin again where a run stands; a folder that is no run is never removed.
+
+        Returns:
+            The run, locked unless it is done.
+
+        Raises:
+            ConfigError: the folder holds a run of another config (the keys are listed), or files
+                that are no run.
+            UserError: another process works in the folder.
+        """
+        folder = Path(folder)
+        if fabric.processes().world == 1:
+            return cls._open(folder, config, overwrite)
+        device = config.get("training", {}).get("device", "auto")
+        machine = fabric.start(TrainingConfig(device=device))
+        opened: list[Run] = []
+
+        def open_first() -> bool:
+            opened.append(cls._open(folder, config, overwrite))
+            return opened[0].is_done
+
+        is_done = machine.first(open_first)
+        return opened[0] if opened else cls(folder, writes=False, is_done=is_done)
+
+    @classmethod
+    def _open(cls, folder: Path, config: Mapping[str, Any], overwrite: bool) -> Run:
+        # As it will be read back: tuples are lists there.
+        config = load(dump(config))
+        _check_is_run_or_empty(folder)
+        if not overwrite and (folder / CONFIG).is_file():
+            _check_same_config(folder, config)
+            if read_status(folder).get("state") == "done":
+                return cls(folder, is_done=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(folder)
+        run._lock = FolderLock(folder)
+        run._lock.take()
+        try:
+            run._prepare(config, overwrite)
+        except BaseException:
+            run._lock.release()
+            raise
+        return run
+
+    def _prepare(self, config: Mapping[str, Any], overwrite: bool) -> None:
+        assert self._lock is not None
+        if overwrite:
+            _empty(self.folder)
+        leftovers = sweep(self.folder) + self.checkpoints.sweep()
+        notes = [self._lock.note] if self._lock.note else []
+        if leftovers:
+            notes.append(f"removed {leftovers} unfinished files of a process that was killed")
+        self.note = "; ".join(notes) or None
+        write_json(self.folder / VERSIONS, versions())
+        if not (self.folder / CONFIG).is_file():
+            write_text(self.folder / CONFIG, dump(config))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self.end(error)
+        elif self._is_trained:
+            self.finish()
+        self.release()
+
+    def release(self) -> None:
+        """Gives the folder back without a word on how it ended."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a whole JSON file into the folder."""
+        if self.writes:
+            write_json(self.folder / name, content)
+
+    def progress(self, step: int, steps: int) -> None:
+        """Notes how far the training is."""
+        self._write_status("running", step=step, steps=steps, reason=None)
+
+    def trained(self, summary: Mapping[str, Any]) -> None:
+        """Notes that the last step is made; the run is done when its block ends well."""
+        self._is_trained = True
+        self._write_status("running", training=dict(summary))
+
+    def finish(self, results: Mapping[str, Any] | None = None) -> None:
+        """Notes that all is done, with `results.json` if results are given."""
+        if results is not None:
+            self.write_json(RESULTS, results)
+        self._write_status("done", reason=None)
+        self.is_done = True
+
+    def end(self, error: BaseException) -> None:
+        """Notes that an error ended the work; a second Ctrl-C ends without a word."""
+        if isinstance(error, KeyboardInterrupt):
+            return
+        state = "failed"
+        if isinstance(error, Interrupted):
+            state = "interrupted"
+        elif isinstance(error, StoppedError):
+            state = "stopped"
+        known = isinstance(error, UserError)
+        self._write_status(state, reason=str(error) if known else type(error).__name__)
+
+    def results(self) -> dict[str, Any]:
+        """`results.json`, or the training's own summary where nothing else was written."""
+        path = self.folder / RESULTS
+        if path.is_file():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(read_status(self.folder).get("training", {}))
+
+    def _write_status(self, state: str, **changes: Any) -> None:
+        if self.writes:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            status = {**read_status(self.folder), "state": state, "updated": now, **changes}
+            write_json(self.folder / STATUS, status)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """`status.json`: `state`, `step`, `steps`, `reason`, `updated`; empty where there is none."""
+    path = folder / STATUS
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both values; None stands for a key that is absent."""
+    left, right = _flat(one), _flat(other)
+    return {
+        key: (left.get(key), right.get(key))
+        for key in sorted(left.keys() | right.keys())
+        if key not in left or key not in right or left[key] != right[key]
+    }
+
+
+def _flat(mapping: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{head}{key}.")
+        else:
+            flat[f"{head}{key}"] = value
+    return flat
+
+
+def _check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
+    differing = differing_keys(load((folder / CONFIG).read_text(encoding="utf-8")), config)
+    if not differing:
+        return
+    listed = ", ".join(f"`{key}` ({was} there, {is_} now)" for key, (was, is_) in differing.items())
+    raise ConfigError(
+        f"run folder `{folder}` holds a run of another config: {listed}",
+        remedy="choose another --out, or add `--overwrite` to start again; a longer run is a new "
+        "run with `--init`",
+        code="config-differs",
+    )
+
+
+def _check_is_run_or_empty(folder: Path) -> None:
+    if not folder.exists() or all((folder / name).is_file() for name in (CONFIG, VERSIONS)):
+        return
+    ours = (LOCK, TEMPORARY, VERSIONS)
+    if folder.is_dir() and all(item.name.startswith(ours) for item in folder.iterdir()):
+        return
+    raise ConfigError(
+        f"`{folder}` exists and is not a run folder",
+        remedy="choose another --out",
+        code="not-a-run",
+    )
+
+
+def _empty(folder: Path) -> None:
+    for name in OWN:
+        item = folder / name
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Floor 6: The verbs as plain functions: one typed config in, one result object out."""

@@ -1,0 +1,116 @@
+"""`mim3d evaluate`: from predictions and labels to a table that cannot flatter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mim3d.config.verbs import EvaluateConfig
+from mim3d.data.cohort import read_cohort
+from mim3d.data.files import read_label
+from mim3d.data.prepare import read_images
+from mim3d.evaluation.folders import class_table, evaluate_folder, label_files
+from mim3d.evaluation.results import Results
+from mim3d.evaluation.table import table
+from mim3d.foundation.reporting import PlainReporter, Reporter
+from mim3d.pictures.colours import paints
+from mim3d.pictures.curves import draw_cases
+from mim3d.pictures.overlay import draw_overlay
+from mim3d.workflows.result import Result
+
+
+def evaluate(
+    predictions: str,
+    labels: str,
+    *,
+    out: str | None = None,
+    config: EvaluateConfig | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Dice, HD95 and NSD of every case and class, their means and intervals.
+
+    Args:
+        predictions: a folder of label maps, or one file.
+        labels: the true ones under the same names: a folder, an MSD folder, or one file.
+        out: `results.json`; a CSV and pictures are written beside it. None only prints.
+        config: tolerance, bootstrap, list, images to draw on.
+        reporter: where progress goes.
+
+    Returns:
+        The table.
+
+    Raises:
+        UserError: a label without prediction, two grids, or a foreign value.
+    """
+    config = config or EvaluateConfig()
+    reporter = reporter or PlainReporter()
+    results = evaluate_folder(
+        predictions,
+        labels,
+        config.evaluation,
+        part=config.part,
+        read=config.read,
+        reporter=reporter,
+    )
+    files: list[Path] = []
+    if out is not None:
+        path = Path(out)
+        files += results.write(path)
+        files.append(_chart(results, path.with_suffix(".png")))
+        if config.images is not None:
+            files += _overlays(config, predictions, labels, results, path, reporter)
+    return Result(text=table(results), facts=results.as_json(), files=tuple(files))
+
+
+def _chart(results: Results, path: Path) -> Path:
+    """Every case's Dice as a dot."""
+    dice = results.values("dice")
+    classes = {
+        name: {
+            case_id: float(value)
+            for case_id, value in zip(results.case_ids, dice[:, column], strict=True)
+            if np.isfinite(value)
+        }
+        for column, name in enumerate(results.structures)
+    }
+    return draw_cases(path, classes, title="Dice by case")
+
+
+def _overlays(
+    config: EvaluateConfig,
+    predictions: str,
+    labels: str,
+    results: Results,
+    out: Path,
+    reporter: Reporter,
+) -> list[Path]:
+    """An overlay of each case whose image is found, in a folder beside the results."""
+    assert config.images is not None
+    guesses, truths = label_files(predictions), label_files(labels)
+    images = {case.case_id: case for case in read_cohort(config.images).cases}
+    folder = out.with_suffix("")
+    table_of_paints = paints(class_table(predictions, labels))
+    drawn = []
+    for done, case_id in enumerate(results.case_ids):
+        if case_id not in guesses:
+            continue
+        if case_id not in images:
+            reporter.warn(f"`{case_id}` has no image in `{config.images}`, so no overlay")
+            continue
+        reporter.progress(done, len(results.case_ids), f"drawing {case_id}")
+        image = read_images(images[case_id].images, align=False, read=config.read)
+        truth = read_label(truths[case_id], read=config.read).voxels[0]
+        guess = read_label(guesses[case_id], read=config.read).voxels[0]
+        drawn.append(
+            draw_overlay(
+                folder / f"{case_id}.png",
+                image=np.asarray(image.voxels[0], np.float32),
+                prediction=guess,
+                truth=truth,
+                spacing_mm=image.spacing_mm,
+                table=table_of_paints,
+                title=case_id,
+            )
+        )
+    return drawn

@@ -1,0 +1,287 @@
+"""`mim3d finetune`: from a store with labels, and mostly a pre-trained run, to a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mim3d.config.reading import to_mapping
+from mim3d.config.sections import Triple
+from mim3d.config.verbs import FinetuneConfig
+from mim3d.data.batch import IGNORE_INDEX
+from mim3d.data.classes import ClassTable
+from mim3d.data.feed import make_feed
+from mim3d.data.regions import RegionScheme
+from mim3d.data.splits import inner_split, training_cases, validation_cases
+from mim3d.data.store import Store, StoreCase
+from mim3d.evaluation.overlap import Structure, dice, index_maps, meetings, sizes
+from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.reporting import PlainReporter, Reporter
+from mim3d.inference.blinding import blind
+from mim3d.inference.sliding_window import slide
+from mim3d.models.unetr import UNETR
+from mim3d.models.weights import encoder_metadata
+from mim3d.objectives.base import Moment, Task
+from mim3d.objectives.segmentation import Segmentation
+from mim3d.training.loop import FitResult, Validator, fit
+from mim3d.training.run import Run
+from mim3d.workflows.assembly import (
+    initialising,
+    preparation_record,
+    resolved_encoder,
+    run_folder,
+    store_of,
+)
+from mim3d.workflows.loading import PREPARATION, encoder_of, network_of, scheme_of, start_from
+from mim3d.workflows.result import Result
+
+SCRATCH = "none"
+"""What `--init` says to start from scratch."""
+
+
+def finetune(
+    config: FinetuneConfig,
+    *,
+    out: str | None = None,
+    name: str = "run",
+    reporter: Reporter | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Result:
+    """Fine-tunes an encoder with a decoder on the labelled training cases of a store.
+
+    Args:
+        config: what to do; `init` must say a run or `none`.
+        out: the run folder; `runs/finetune-<name>` if left out.
+        name: the config's name.
+        reporter: where progress goes.
+        overwrite: start again where a run already stands.
+        dry_run: say what would be done, and stop.
+
+    Returns:
+        The run folder and the Dice of its validation cases, on the store's grid.
+
+    Raises:
+        ConfigError: `init` says nothing, or config and store do not agree.
+        WeightsError: the run's encoder does not fit; every key is listed.
+        Interrupted: a signal came; the same call continues.
+    """
+    reporter = reporter or PlainReporter()
+    store = store_of(config.data)
+    config = resolved(config, store)
+    classes = _labelled(store)
+    scheme = scheme_of(config, classes)
+    cases = training_cases(store, config.data, config.training.seed)
+    cases, choosing = inner_split(
+        store, cases, config.training.seed, config.data.selection_fraction
+    )
+    judging = validation_cases(store, config.data)
+    folder = run_folder(out, "finetune", name)
+    subjects = len({store.subject(case) for case in cases})
+    reporter.say(
+        f"fine-tuning on {len(cases)} labelled cases of {subjects} subjects, from "
+        f"{'scratch' if config.init == SCRATCH else f'`{config.init}`'}; {len(judging)} validation "
+        f"cases report: {config.training.steps:,} steps of {config.training.batch_size} crops into "
+        f"`{folder}`"
+    )
+    if dry_run:
+        return Result(text="nothing was written (--dry_run)")
+    run = Run.create_or_continue(folder, to_mapping(config), overwrite=overwrite)
+    if run.is_done:
+        return Result(text=f"`{folder}` is done", facts=run.results(), files=(folder,))
+
+    with run:
+        run.write_json(PREPARATION, preparation_record(store, cases, "finetune"))
+        with initialising(config.training.seed, "finetune"):
+            network = network_of(config, classes)
+        if config.init != SCRATCH:
+            start_from(network.encoder, str(config.init), config.init_checkpoint, reporter)
+        task = Segmentation(
+            network, config.objective, classes.count, regions=scheme, values=classes.values
+        )
+        feed = make_feed(
+            store,
+            cases,
+            config.data,
+            config.augmentation,
+            needs=task.needs,
+            batch_size=config.training.batch_size,
+            seed=config.training.seed,
+        )
+        look = _look(config, store, classes, scheme)
+        done = fit(
+            task,
+            feed,
+            config.optim,
+            config.training,
+            run,
+            validators=_validators(config, look, judging, choosing),
+            reporter=reporter,
+            metadata=encoder_metadata(config.encoder),
+        )
+        results = {**done.as_json(), "training_cases": len(cases), "training_subjects": subjects}
+        run.write_json("results.json", results)
+    return _result(done, results, str(folder))
+
+
+def resolved(config: FinetuneConfig, store: Store) -> FinetuneConfig:
+    """The config with what store and initial run decide filled in.
+
+    Raises:
+        ConfigError: `init` says nothing; or the config's encoder contradicts the run's.
+    """
+    if config.init is None:
+        raise ConfigError(
+            "`init` does not say where the encoder comes from",
+            remedy="add `--init RUN` with the folder of a pre-training run, or `--init none` to "
+            "start from scratch",
+            code="no-init",
+        )
+    if config.init == SCRATCH:
+        return replace(config, encoder=resolved_encoder(config.encoder, config.data, store))
+    found = encoder_of(config.init, config.init_checkpoint)
+    asked, plain = config.encoder, type(config.encoder)()
+    for field, value in vars(asked).items():
+        if field in LEARNING_FIELDS or value == getattr(plain, field):
+            continue
+        if value != getattr(found, field):
+            raise ConfigError(
+                f"`encoder.{field}` is {value}, but `{config.init}` has {getattr(found, field)}",
+                remedy=f"leave `encoder.{field}` out: with `--init` it comes from the run",
+                code="encoder-differs",
+            )
+    taken = replace(found, **{field: getattr(asked, field) for field in LEARNING_FIELDS})
+    return replace(config, encoder=resolved_encoder(taken, config.data, store))
+
+
+LEARNING_FIELDS = ("drop_path", "attention_dropout", "checkpointing")
+"""Fields of the encoder that shape learning and not weights: fine-tuning sets its own."""
+
+
+def _labelled(store: Store) -> ClassTable:
+    if store.classes is None:
+        raise UserError(
+            f"store `{store.path}` has no labels",
+            remedy="prepare a source that has labels for some of its cases",
+            code="no-labels",
+        )
+    return store.classes
+
+
+Look = Callable[[Task, Sequence[str]], float]
+"""Mean Dice of a segmentation task's network over cases."""
+
+
+def _look(
+    config: FinetuneConfig, store: Store, classes: ClassTable, scheme: RegionScheme | None
+) -> Look:
+    structures = structures_of(classes, scheme)
+    window = config.inference.window or config.data.crop_size
+
+    def mean_dice(task: Task, cases: Sequence[str]) -> float:
+        network = network_in(task)
+        device = next(network.parameters()).device
+        by_structure: dict[str, list[float]] = {structure.name: [] for structure in structures}
+        for case_id in cases:
+            with store.open(case_id) as case:
+                scores = _case_dice(
+                    network, case, structures, classes, scheme, config, window, device
+                )
+            for structure_name, score in scores.items():
+                by_structure[structure_name].append(score)
+        means = [float(np.mean(scores)) for scores in by_structure.values() if scores]
+        return float(np.mean(means)) if means else 0.0
+
+    return mean_dice
+
+
+def network_in(task: Task) -> UNETR:
+    """The network of the one kind of task that fine-tuning runs."""
+    assert isinstance(task, Segmentation)
+    network = task.network
+    assert isinstance(network, UNETR)
+    return network
+
+
+def structures_of(classes: ClassTable, scheme: RegionScheme | None) -> tuple[Structure, ...]:
+    """What is scored: every class but the background, or every region."""
+    if scheme is not None:
+        return tuple(Structure(name, tuple(values)) for name, values in scheme.regions.items())
+    pairs = zip(classes.names[1:], classes.values[1:], strict=True)
+    return tuple(Structure(name, (value,)) for name, value in pairs)
+
+
+def _case_dice(
+    network: UNETR,
+    case: StoreCase,
+    structures: Sequence[Structure],
+    classes: ClassTable,
+    scheme: RegionScheme | None,
+    config: FinetuneConfig,
+    window: Triple,
+    device: torch.device,
+) -> dict[str, float]:
+    """Dice of the structures that are present or predicted, on the store's grid."""
+    size = case.shape[1:]
+    _, labels = case.read((0, 0, 0), size)
+    assert labels is not None  # validation cases are labelled ones
+    voxels = torch.from_numpy(case.read_normalised((0, 0, 0), size)).to(device)
+    logits = slide(voxels, network, config.inference, window=window, spacing_mm=case.spacing_mm)
+    prediction = to_values(logits, classes, scheme)
+    ignored = labels == IGNORE_INDEX
+    reference = classes.to_value(np.where(ignored, 0, labels))
+    prediction[ignored] = 0
+    maps = index_maps(reference, prediction)
+    table = meetings(maps)
+    scores = {}
+    for structure in structures:
+        ours, theirs, both = sizes(table, maps.indices(structure))
+        if ours or theirs:
+            scores[structure.name] = dice(ours, theirs, both)
+    return scores
+
+
+def to_values(
+    logits: torch.Tensor, classes: ClassTable, scheme: RegionScheme | None
+) -> NDArray[np.integer[Any]]:
+    """Logits `k x y z` to label values `x y z`."""
+    if scheme is not None:
+        return np.asarray(scheme.to_values((logits > 0).cpu().numpy()))
+    return np.asarray(classes.to_value(logits.argmax(0).cpu().numpy()))
+
+
+def _validators(
+    config: FinetuneConfig, look: Look, judging: Sequence[str], choosing: Sequence[str]
+) -> list[Validator]:
+    def report(task: Task, moment: Moment) -> dict[str, float]:
+        numbers = {"dice": look(task, judging)}
+        if moment.step == moment.steps:
+            with blind(network_in(task)):
+                numbers["dice_encoder_zeroed"] = look(task, judging)
+        return numbers
+
+    def choose(task: Task, moment: Moment) -> dict[str, float]:
+        return {"dice": look(task, choosing)}
+
+    every = config.training.validate_every
+    validators = [Validator("validation", every, report)] if judging else []
+    if choosing:
+        validators.append(Validator("selection", every, choose, best=("dice", "max")))
+    return validators
+
+
+def _result(done: FitResult, results: dict[str, Any], folder: str) -> Result:
+    text = f"fine-tuned for {done.steps:,} steps; last loss {done.loss:.4f}"
+    numbers = done.validation.get("validation", {})
+    if "dice" in numbers:
+        text += (
+            f"; validation Dice {numbers['dice']:.3f}"
+            f" ({numbers['dice_encoder_zeroed']:.3f} with the encoder's output zeroed)"
+        )
+    text += f"\nnext: mim3d predict {folder} INPUT... --out predictions"
+    return Result(text=text, facts={"run": folder, **results}, files=())

@@ -1,0 +1,108 @@
+"""`mim3d info`: what a run, a store or a results file is, in a dozen lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mim3d.config.reading import differences, read_config, to_mapping
+from mim3d.config.verbs import FinetuneConfig, PretrainConfig
+from mim3d.evaluation.results import read_results
+from mim3d.evaluation.table import table
+from mim3d.foundation.errors import UserError
+from mim3d.foundation.reporting import Reporter
+from mim3d.workflows.loading import load_preparation
+from mim3d.workflows.result import Result
+
+
+def info(path: str, *, reporter: Reporter | None = None) -> Result:
+    """Describes what mim3d made.
+
+    Args:
+        path: a run folder, a store folder, or a `results.json`.
+        reporter: unused; every verb takes one.
+
+    Raises:
+        UserError: the path is none of these.
+    """
+    place = Path(path)
+    if place.is_file():
+        return Result(text=table(read_results(place)), facts=json.loads(place.read_text()))
+    if (place / "manifest.json").is_file():
+        return _of_store(place)
+    if (place / "config.yaml").is_file():
+        return _of_run(place)
+    raise UserError(
+        f"`{path}` is neither a run, a store nor a results file",
+        remedy="give a folder that `mim3d prepare`, `pretrain` or `finetune` wrote",
+        code="not-ours",
+    )
+
+
+def _of_store(place: Path) -> Result:
+    from mim3d.data.store import open_store
+
+    store = open_store(place)
+    parts = {part: len(store.ids(part)) for part in ("training", "validation", "test")}
+    subjects = len({store.subject(case) for case in store.cases})
+    labelled = sum(entry.has_label for entry in store.entries.values())
+    classes = store.classes.names if store.classes is not None else ()
+    facts: dict[str, Any] = {
+        "kind": "store",
+        "name": store.name,
+        "cases": parts,
+        "subjects": subjects,
+        "labelled": labelled,
+        "channels": list(store.channel_names),
+        "modalities": list(store.modalities),
+        "median_spacing_mm": list(store.median_spacing_mm),
+        "classes": list(classes),
+        "preparation": store.preparation,
+    }
+    spacing = " x ".join(f"{side:g}" for side in store.median_spacing_mm)
+    lines = [
+        f"store of {sum(parts.values())} cases of {subjects} subjects: {store.name}",
+        f"lists     {', '.join(f'{count} {part}' for part, count in parts.items() if count)}",
+        f"labels    {labelled} cases; {', '.join(classes) or 'none'}",
+        f"channels  {', '.join(store.channel_names)} ({', '.join(store.modalities)})",
+        f"spacing   {spacing} mm (median)",
+    ]
+    return Result(text="\n".join(lines), facts=facts)
+
+
+def _of_run(place: Path) -> Result:
+    record = load_preparation(place)
+    is_tuned = record["verb"] == "finetune"
+    config: PretrainConfig | FinetuneConfig
+    if is_tuned:
+        config = read_config(place / "config.yaml", FinetuneConfig)
+    else:
+        config = read_config(place / "config.yaml", PretrainConfig)
+    status = _read(place / "status.json")
+    encoder = config.encoder
+    size = ", ".join(str(side) for side in encoder.patch)
+    verb = "fine-tuning" if is_tuned else "pre-training"
+    origin = {None: "scratch", "none": "scratch"}.get(config.init, f"`{config.init}`")
+    lines = [
+        f"{verb} run, {status.get('state', 'not started')} "
+        f"({status.get('step', 0):,} of {config.training.steps:,} steps)",
+        f"encoder   {encoder.preset}, patch ({size}), positions {encoder.positions}, "
+        f"{encoder.channels} channel(s); all of it is trained and kept",
+        f"start     {origin}",
+    ]
+    lines.append(f"trained   on {len(record['trained_on'])} cases")
+    results = _read(place / "results.json") or status.get("training", {})
+    for name, numbers in results.get("validation", {}).items():
+        told = ", ".join(
+            f"{key} {value:.4f}" for key, value in numbers.items() if value is not None
+        )
+        lines.append(f"{name:<9} {told}")
+    changed = differences(config, type(config)())
+    lines.append(f"settings  {len(changed)} differ from the defaults: {', '.join(changed)}")
+    facts = {"kind": verb, "status": status, "config": to_mapping(config), "results": results}
+    return Result(text="\n".join(lines), facts=facts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

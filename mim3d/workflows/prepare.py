@@ -1,0 +1,117 @@
+"""`mim3d prepare`: from files of scans to a store, with a sheet of all cases to look at."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from mim3d.config.verbs import PrepareConfig
+from mim3d.data.classes import ClassTable
+from mim3d.data.cohort import apply_split, read_cohort
+from mim3d.data.prepare import PreparationResult, prepare_store
+from mim3d.data.store import Store, open_store
+from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.reporting import PlainReporter, Reporter
+from mim3d.pictures.colours import Paint, paints
+from mim3d.pictures.contact_sheet import draw_contact_sheet, sheet_entry
+from mim3d.workflows.result import Result
+
+CONTACT_SHEET = "contact_sheet.png"
+
+
+def prepare(
+    source: str,
+    *,
+    out: str,
+    config: PrepareConfig | None = None,
+    reporter: Reporter | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Result:
+    """Prepares a cohort; running it again goes on, and prepares anew only what changed.
+
+    Args:
+        source: a folder, `dataset.json`, CSV, file or DICOM folder.
+        out: the store's folder.
+        config: settings of preparation and reading.
+        reporter: where progress goes.
+        overwrite: empty the store first.
+        dry_run: list what would be prepared, and stop.
+
+    Returns:
+        Counts, the quarantine if there is one, and the contact sheet; exit code 4 if some cases
+        were refused, 3 if all were.
+
+    Raises:
+        UserError: no source, no case, or another cohort's store at `out`.
+    """
+    config = config or PrepareConfig()
+    reporter = reporter or PlainReporter()
+    store = Path(out)
+    if dry_run:
+        cohort = read_cohort(source, config.prepare.pattern)
+        if config.prepare.split is not None:
+            cohort = apply_split(cohort, config.prepare.split)
+        lines = [f"{len(cohort.cases)} cases would be prepared into `{out}` (--dry_run)"]
+        lines += [f"{case.part:<11}{case.case_id}" for case in cohort.cases]
+        return Result(text="\n".join(lines), facts={"cases": len(cohort.cases)})
+    if overwrite and store.exists():
+        _remove(store)
+    done = prepare_store(source, store, config, reporter)
+    files: tuple[Path, ...] = (store,)
+    if done.prepared or done.kept:
+        files += (_sheet(open_store(store), is_new=bool(done.prepared)),)
+    if done.refused:
+        files += (store / "quarantine.tsv",)
+    return Result(_text(done), _facts(done), files, done.exit_code)
+
+
+def _remove(store: Path) -> None:
+    """Removes a store and nothing else."""
+    if not (store / "cases").is_dir():
+        raise ConfigError(
+            f"`{store}` is not a store, so --overwrite does not remove it",
+            remedy="choose another --out",
+            code="out",
+        )
+    shutil.rmtree(store)
+
+
+def _sheet(store: Store, *, is_new: bool) -> Path:
+    path = store.path / CONTACT_SHEET
+    if path.is_file() and not is_new:
+        return path
+    entries = []
+    for case_id in store.cases:
+        with store.open(case_id) as case:
+            size = case.shape[1:]
+            image = case.read_intensities((0, 0, 0), size)[0]
+            _, labels = case.read((0, 0, 0), size)
+            entries.append(sheet_entry(case_id, image, labels, case.spacing_mm))
+    return draw_contact_sheet(path, entries, _paints(store.classes), title=store.name)
+
+
+def _paints(classes: ClassTable | None) -> dict[int, Paint]:
+    """Paint by class index, as the store's label maps have it."""
+    if classes is None:
+        return {}
+    by_value = paints(classes)
+    return {i: by_value[value] for i, value in enumerate(classes.values) if value in by_value}
+
+
+def _text(done: PreparationResult) -> str:
+    return (
+        f"{len(done.prepared)} cases prepared, {len(done.kept)} kept as they were, "
+        f"{len(done.refused)} refused"
+    )
+
+
+def _facts(done: PreparationResult) -> dict[str, object]:
+    return {
+        "store": str(done.store),
+        "prepared": list(done.prepared),
+        "kept": list(done.kept),
+        "refused": [vars(refusal) for refusal in done.refused],
+        "seconds": done.seconds,
+        "fingerprint": done.fingerprint,
+    }

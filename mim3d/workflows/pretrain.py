@@ -1,0 +1,157 @@
+"""`mim3d pretrain`: from a store to a pre-trained encoder. Labels are never read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mim3d.config.reading import to_mapping
+from mim3d.config.verbs import PretrainConfig
+from mim3d.data.batch import CropBatch
+from mim3d.data.feed import Feed, make_feed
+from mim3d.data.splits import pretraining_cases
+from mim3d.foundation.randomness import RandomStream
+from mim3d.foundation.reporting import PlainReporter, Reporter
+from mim3d.models.vit import VolumeViT
+from mim3d.models.weights import encoder_metadata
+from mim3d.objectives.base import Moment, Task
+from mim3d.objectives.registry import PRETEXT_TASKS
+from mim3d.pictures.reconstruction import draw_reconstruction
+from mim3d.training.loop import FitResult, Validator, fit
+from mim3d.training.run import Run
+from mim3d.workflows.assembly import (
+    initialising,
+    preparation_record,
+    resolved_encoder,
+    run_folder,
+    store_of,
+)
+from mim3d.workflows.loading import PREPARATION, start_from
+from mim3d.workflows.result import Result
+
+FIXED_CROPS = 16
+"""Crops by whose masked loss the best checkpoint is chosen; the same at every validation."""
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    out: str | None = None,
+    name: str = "run",
+    reporter: Reporter | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Result:
+    """Pre-trains an encoder on the training volumes of a store.
+
+    Args:
+        config: what to do; what the store decides (channels, spacing) is filled in.
+        out: the run folder; `runs/pretrain-<name>` if left out.
+        name: the config's name.
+        reporter: where progress goes.
+        overwrite: start again where a run already stands.
+        dry_run: say what would be done, and stop.
+
+    Returns:
+        The run folder, its losses and its pictures.
+
+    Raises:
+        UserError: no store, a run of another config in the folder, weights that do not fit.
+        Interrupted: a signal came; the same call continues.
+    """
+    reporter = reporter or PlainReporter()
+    store = store_of(config.data)
+    config = replace(config, encoder=resolved_encoder(config.encoder, config.data, store))
+    cases = pretraining_cases(store, config.data)
+    folder = run_folder(out, "pretrain", name)
+    reporter.say(
+        f"pre-training by {config.objective.name} on {len(cases)} volumes of "
+        f"`{config.data.store}`: {config.training.steps:,} steps of "
+        f"{config.training.batch_size} crops into `{folder}`"
+    )
+    if dry_run:
+        return Result(text="nothing was written (--dry_run)")
+    run = Run.create_or_continue(folder, to_mapping(config), overwrite=overwrite)
+    if run.is_done:
+        return Result(text=f"`{folder}` is done", facts=run.results(), files=(folder,))
+
+    with run:
+        run.write_json(PREPARATION, preparation_record(store, cases, "pretrain"))
+        task, encoder = pretext_task(config)
+        if config.init not in (None, "none"):
+            start_from(encoder, str(config.init), config.init_checkpoint, reporter)
+        feed = make_feed(
+            store,
+            cases,
+            config.data,
+            config.augmentation,
+            needs=task.needs,
+            batch_size=config.training.batch_size,
+            seed=config.training.seed,
+        )
+        done = fit(
+            task,
+            feed,
+            config.optim,
+            config.training,
+            run,
+            validators=[fixed_loss(feed, config.training.validate_every)],
+            reporter=reporter,
+            metadata=encoder_metadata(config.encoder),
+            on_pictures=panels(folder / "pictures", config.objective.target == "normalised"),
+        )
+    return _result(done, folder)
+
+
+def pretext_task(config: PretrainConfig) -> tuple[Task, VolumeViT]:
+    """The pretext task and its freshly initialised encoder."""
+    with initialising(config.training.seed, "pretrain"):
+        encoder = VolumeViT(config.encoder)
+        return PRETEXT_TASKS[config.objective.name](encoder, config.objective), encoder
+
+
+def fixed_loss(feed: Feed, every: int) -> Validator:
+    """Masked loss on crops and masks that are the same at every validation."""
+    batches: list[CropBatch] = feed.fixed(FIXED_CROPS)
+
+    def validate(task: torch.nn.Module, moment: Moment) -> dict[str, float]:
+        still = replace(moment, random=RandomStream(seed=0, step=0), wants_pictures=False)
+        device = next(task.parameters()).device
+        losses = [float(task(batch.to(device), still).loss) for batch in batches]
+        return {"fixed_loss": sum(losses) / len(losses)}
+
+    return Validator("fixed_loss", every, validate, best=("fixed_loss", "min"))
+
+
+def panels(folder: Path, restored: bool) -> Callable[[int, dict[str, Tensor]], None]:
+    """Draws a reconstruction panel for the first crop of a step."""
+
+    def draw(step: int, pictures: dict[str, Tensor]) -> None:
+        arrays = {key: value[0].float().cpu().numpy() for key, value in pictures.items()}
+        draw_reconstruction(
+            folder / f"reconstruction_{step:07d}.png",
+            original=arrays["original"],
+            reconstructed=arrays["reconstructed"],
+            mask=arrays["mask"],
+            spacing_mm=tuple(arrays["spacing_mm"].tolist()),
+            step=step,
+            note="targets were normalised by patch; shown with each patch's own mean and deviation"
+            if restored
+            else None,
+        )
+
+    return draw
+
+
+def _result(done: FitResult, folder: Path) -> Result:
+    facts = {"run": str(folder), **done.as_json()}
+    pictures: Sequence[Path] = sorted((folder / "pictures").glob("*.png"))
+    return Result(
+        text=f"pre-trained for {done.steps:,} steps; last loss {done.loss:.4f}",
+        facts=facts,
+        files=(folder, *pictures[-1:]),
+    )

@@ -1,0 +1,1 @@
+"""Tests of `mim3d.data.files`."""

@@ -1,0 +1,375 @@
+"""MAE and SimMIM: against MONAI's MAE, against a slow loop, and overfitting one crop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from monai.networks.nets import MaskedAutoEncoderViT
+from torch import Tensor
+
+from mim3d.config.sections import EncoderConfig, MaskedConfig
+from mim3d.data.batch import CropBatch
+from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.randomness import RandomStream
+from mim3d.models.vit import VolumeViT
+from mim3d.objectives.base import Moment, Outcome
+from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM, mean_predictor
+from mim3d.tokens.masking import is_masked, split_tokens
+from mim3d.tokens.patches import pad_to_patches, patchify
+
+ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 2), channels=2)
+SMALL = MaskedConfig(decoder_width=12, decoder_depth=1, decoder_heads=2)
+SIZE = (11, 13, 7)
+TASKS: dict[str, type[MaskedAutoencoder] | type[SimMIM]] = {
+    "mae": MaskedAutoencoder,
+    "simmim": SimMIM,
+}
+
+
+def task(name: str, encoder: EncoderConfig = ENCODER, **fields: object) -> Masked:
+    torch.manual_seed(0)
+    config = replace(SMALL, name=name, **fields)  # type: ignore[arg-type]
+    return TASKS[name](VolumeViT(encoder), config)
+
+
+def batch(size: tuple[int, int, int] = SIZE, crops: int = 2, channels: int = 2) -> CropBatch:
+    voxels = torch.randn(crops, channels, *size, generator=torch.Generator().manual_seed(1))
+    affine = torch.diag(torch.tensor([0.5, 1.0, 3.0, 1.0], dtype=torch.float64))
+    ids = tuple(f"case_{i}" for i in range(crops))
+    return CropBatch(voxels, affine.repeat(crops, 1, 1), ids, torch.arange(crops))
+
+
+def moment(step: int = 0, pictures: bool = False) -> Moment:
+    return Moment(step, 10, RandomStream(0, step), wants_pictures=pictures)
+
+
+def slow_loss(made: Masked, crops: CropBatch, outcome: Outcome) -> float:
+    """The loss voxel by voxel, from the pictures alone."""
+    pictures = outcome.pictures
+    assert pictures is not None
+    config, (px, py, pz) = made.config, made.encoder.patch
+    total = weight = 0.0
+    masked = pictures["mask"]
+    b, c, x, y, z = crops.voxels.shape
+    for i in range(b):
+        for start_x in range(0, x, px):
+            for start_y in range(0, y, py):
+                for start_z in range(0, z, pz):
+                    at = (slice(start_x, start_x + px), slice(start_y, start_y + py),
+                          slice(start_z, start_z + pz))  # fmt: skip
+                    truth = pictures["original"][i][(slice(None), *at)]
+                    guess = pictures["reconstructed"][i][(slice(None), *at)]
+                    inside = torch.ones(truth.shape[1:], dtype=torch.bool)
+                    if crops.valid is not None:
+                        inside = crops.valid[i][at]
+                    if not (masked[i][at] & inside).any():
+                        continue
+                    if config.target == "normalised":
+                        spread = truth[:, inside].var(unbiased=False).add(1e-6).sqrt()
+                        truth, guess = truth / spread, guess / spread
+                    error = (truth - guess).abs() if config.loss == "l1" else (truth - guess) ** 2
+                    each = inside.float().expand(c, *inside.shape).clone()
+                    if crops.air is not None:
+                        original = pictures["original"][i][(slice(None), *at)]
+                        is_air = (original < crops.air[i][:, None, None, None]).all(dim=0)
+                        each[:, is_air] *= config.air_weight
+                    total += float((error * each).sum())
+                    weight += float(each.sum())
+    return total / weight
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("target", ["raw", "normalised"])
+@pytest.mark.parametrize("loss", ["l1", "l2"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_loss_equals_a_slow_loop_over_voxels(
+    name: str, target: str, loss: str, padded: bool
+) -> None:
+    made = task(name, target=target, loss=loss, air_weight=0.25)
+    crops = replace(batch(), air=torch.tensor([[0.0, 0.5], [-0.5, 1.0]]))
+    if padded:
+        valid = torch.ones(2, *SIZE, dtype=torch.bool)
+        valid[0, :3] = False
+        valid[1, :, 9:, 4:] = False
+        crops = replace(crops, valid=valid)
+
+    outcome = made(crops, moment(pictures=True))
+
+    assert outcome.loss.item() == pytest.approx(slow_loss(made, crops, outcome), rel=1e-4)
+
+
+def monais(encoder: VolumeViT, size: tuple[int, int, int]) -> MaskedAutoEncoderViT:
+    """MONAI's MAE of the same shape, its decoder 12 wide with one block."""
+    return MaskedAutoEncoderViT(
+        2, size, encoder.patch, hidden_size=24, mlp_dim=96, num_layers=2, num_heads=2,
+        decoder_hidden_size=12, decoder_mlp_dim=48, decoder_num_layers=1, decoder_num_heads=2,
+        pos_embed_type="learnable", decoder_pos_embed_type="learnable",
+    )  # fmt: skip
+
+
+def copied(theirs: MaskedAutoEncoderViT) -> dict[str, Tensor]:
+    """MONAI's weights under our names."""
+    names = {
+        "patch_embedding.patch_embeddings": "encoder.embedding.projection",
+        "patch_embedding.position_embeddings": "encoder.positions.table",
+        "cls_token": "encoder.class_token",
+        "decoder_embed": "decoder.embed",
+        "mask_tokens": "decoder.mask_token",
+        "decoder_pos_embedding": "decoder.positions.table",
+        "decoder_pred": "decoder.head",
+        "decoder_blocks.1": "decoder.norm",
+        "decoder_blocks": "decoder.blocks",
+        "blocks.2": "encoder.norm",
+        "blocks": "encoder.blocks",
+    }
+    state = {}
+    for key, value in theirs.state_dict().items():
+        if "norm_cross_attn" in key:
+            continue
+        old = next(old for old in names if key.startswith(old))
+        key = names[old] + key.removeprefix(old)
+        for before, after in [
+            ("mlp.linear1", "mlp.widen"), ("mlp.linear2", "mlp.narrow"),
+            ("attn.out_proj", "attention.out"), ("attn.", "attention."),
+        ]:  # fmt: skip
+            key = key.replace(before, after)
+        state[key] = value
+    state["encoder.embedding.projection.weight"] = theirs.patch_embedding.patch_embeddings.weight
+    for key in ("encoder.embedding.projection.weight", "encoder.class_token"):
+        state[key] = state[key].flatten(1) if "weight" in key else state[key][0]
+    state["decoder.mask_token"] = state["decoder.mask_token"].flatten()
+    return state
+
+
+def test_loss_and_gradients_equal_monais_mae(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (12, 16, 8)
+    config = replace(
+        ENCODER, positions="learned", learned_grid=(3, 4, 4), class_token=True, qkv_bias=False
+    )
+    ours = task("mae", config)
+    theirs = monais(ours.encoder, size)
+    ours.load_state_dict(copied(theirs), strict=True)
+    crops = batch(size)
+    split = split_tokens(torch.rand(2, 48, generator=torch.Generator().manual_seed(3)), 36)
+    monkeypatch.setattr(ours, "_split", lambda *_: split)
+    mask = is_masked(split, 48)
+    seen = split.visible[:, torch.randperm(12, generator=torch.Generator().manual_seed(4))]
+
+    def choose(x: Tensor, masking_ratio: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        return x.gather(1, seen[..., None].expand(-1, -1, 24)), seen, mask.int()
+
+    monkeypatch.setattr(theirs, "_masking", choose)
+    predicted, _ = theirs(crops.voxels)
+    error = (predicted - patchify(crops.voxels, ours.encoder.patch)).square().mean(-1)
+    expected = (error * mask).sum() / mask.sum()
+    outcome = ours(crops, moment())
+    outcome.loss.backward()
+    expected.backward()
+
+    torch.testing.assert_close(outcome.loss, expected, rtol=1e-5, atol=0)
+    for mine, other in [
+        (ours.encoder.blocks[0].attention.qkv, theirs.blocks[0].attn.qkv),
+        (ours.encoder.embedding.projection, theirs.patch_embedding.patch_embeddings),
+        (ours.decoder.blocks[0].mlp.widen, theirs.decoder_blocks[0].mlp.linear1),
+    ]:
+        one, two = mine.weight.grad, other.weight.grad.flatten(1)
+        assert (one - two).norm() < 1e-4 * two.norm()
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8, 4)])
+def test_one_crop_is_overfitted_within_200_steps(name: str, patch: tuple[int, int, int]) -> None:
+    encoder = EncoderConfig(width=96, depth=2, heads=3, patch=patch, channels=1)
+    made = task(name, encoder, decoder_width=96, decoder_depth=2, decoder_heads=3)
+    axes = torch.meshgrid(*[torch.linspace(-1, 1, 24)] * 3, indexing="ij")
+    volume = torch.sin(3 * axes[0] + axes[1]) + axes[2] * axes[1] + (axes[0] > 0.3)
+    crops = replace(batch((24, 24, 24), 1, 1), voxels=volume[None, None])
+    optimiser = torch.optim.AdamW(made.parameters(), lr=2e-3)
+
+    losses = []
+    for _ in range(200):
+        loss = made(crops, moment()).loss
+        losses.append(loss.item())
+        if loss.item() < losses[0] / 10:
+            break
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    assert losses[-1] < losses[0] / 10
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("positions", ["learned", "sincos_index", "sincos_mm", "rotary_mm"])
+@pytest.mark.parametrize("final_norm", [True, False])
+def test_every_parameter_learns_except_a_norm_that_is_left_out(
+    name: str, positions: str, final_norm: bool
+) -> None:
+    config = replace(
+        ENCODER, positions=positions, learned_grid=(3, 4, 4), class_token=True, registers=1
+    )
+    made = task(name, config, final_norm=final_norm)
+
+    made(batch(), moment()).loss.backward()
+
+    still = {n for n, p in made.named_parameters() if p.grad is None or not p.grad.any()}
+    assert still == (set() if final_norm else {"encoder.norm.weight", "encoder.norm.bias"})
+    assert made.encoder.norm.weight.requires_grad == final_norm
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_masks_depend_on_seed_step_and_crop_alone(name: str) -> None:
+    made, crops = task(name), batch(crops=3)
+    only_last = CropBatch(
+        crops.voxels[2:], crops.affine[2:], crops.case_ids[2:], crops.crop_ids[2:]
+    )
+
+    masks = made(crops, moment(4, pictures=True)).pictures["mask"]
+    again = made(only_last, moment(4, pictures=True)).pictures["mask"]
+    later = made(crops, moment(5, pictures=True)).pictures["mask"]
+
+    assert torch.equal(again[0], masks[2])
+    assert not torch.equal(masks[0], masks[1])
+    assert not torch.equal(later, masks)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_logs_hold_the_loss_the_mean_predictor_and_the_masked_share(name: str) -> None:
+    made, crops = task(name, mask_ratio=0.6), batch()
+
+    outcome = made(crops, moment(pictures=True))
+
+    assert outcome.pictures is not None
+    mask = outcome.pictures["mask"][:, None].expand(-1, 2, -1, -1, -1)
+    hidden = crops.voxels[mask]
+    spread = (hidden - hidden.mean()).square().mean()
+    assert outcome.logs["loss"] == outcome.loss
+    torch.testing.assert_close(outcome.logs["mean_predictor"], spread)
+    assert outcome.logs["masked_share"].item() == pytest.approx(29 / 48)  # 28.8 rounds to 29
+    assert not any(value.requires_grad for value in outcome.logs.values())
+
+
+def test_the_mean_predictor_goes_by_weight() -> None:
+    truth = torch.tensor([[[0.0, 4.0]]])
+    weights = torch.tensor([[[3.0, 1.0]]])
+
+    # the mean is 1: (3 * 1 + 1 * 9) / 4
+    assert mean_predictor(truth, weights, "l2").item() == 3.0
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_visible_tokens_count_with_their_weight(name: str) -> None:
+    crops = batch((12, 16, 8))
+    masked_only, both = task(name), task(name, visible_weight=0.25)
+
+    outcome = both(crops, moment(pictures=True))
+
+    torch.manual_seed(0)
+    expected = masked_only(crops, moment())
+    # The prediction at visible tokens is known from the same network: all weights are equal.
+    split = both._split(pad_to_patches(crops.voxels, None, both.encoder.patch),
+                        moment().keys(crops, "mask"))  # fmt: skip
+    question = both._ask(crops, pad_to_patches(crops.voxels, None, both.encoder.patch), split)
+    error = (both.predict(crops, question) - question.target.values).square().mean(-1)
+    visible, masked = error[:, :12], error[:, 12:]
+    torch.testing.assert_close(masked.mean(), expected.loss)
+    combined = (masked.sum() + 0.25 * visible.sum()) / (masked.numel() + 0.25 * visible.numel())
+    torch.testing.assert_close(outcome.loss, combined)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_air_counts_with_its_weight_where_all_channels_are_below(name: str) -> None:
+    crops = replace(batch(), air=torch.full((2, 2), 1e9))
+
+    everything_is_air = task(name, air_weight=0.0)(crops, moment())
+    ordinary = task(name)(crops, moment())
+    one_channel_above = replace(crops, air=torch.tensor([[1e9, -1e9]] * 2))
+
+    assert everything_is_air.loss == 0
+    assert task(name, air_weight=0.0)(one_channel_above, moment()).loss == ordinary.loss
+
+
+def test_pictures_show_what_was_masked_and_what_was_predicted() -> None:
+    made, crops = task("mae", target="normalised"), batch()
+
+    pictures = made(crops, moment(pictures=True)).pictures
+
+    assert pictures is not None
+    assert made(crops, moment()).pictures is None
+    mask = pictures["mask"][:, None]
+    assert torch.equal(pictures["original"], crops.voxels)
+    assert torch.equal(pictures["masked"], crops.voxels * ~mask)
+    assert torch.equal(pictures["reconstructed"] * ~mask, crops.voxels * ~mask)
+    assert (pictures["reconstructed"] != crops.voxels)[mask.expand_as(crops.voxels)].all()
+    torch.testing.assert_close(pictures["spacing_mm"][0], torch.tensor([0.5, 1.0, 3.0]))
+    # masks are whole patches
+    whole = torch.nn.functional.max_pool3d(mask.float(), (4, 4, 2), ceil_mode=True)
+    grown = whole.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(2, 4)
+    assert torch.equal(grown[..., :11, :13, :7], mask.float())
+
+
+def test_a_perfect_normalised_prediction_is_shown_as_the_original(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, crops = task("simmim", target="normalised"), batch()
+    monkeypatch.setattr(made, "predict", lambda _batch, question: question.target.values)
+
+    outcome = made(crops, moment(pictures=True))
+
+    assert outcome.loss == 0
+    assert outcome.pictures is not None
+    torch.testing.assert_close(outcome.pictures["reconstructed"], crops.voxels, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_crops_that_are_nearly_all_padding_stop_nothing(name: str) -> None:
+    valid = torch.zeros(2, *SIZE, dtype=torch.bool)
+    valid[0, :2, :2, :1] = True
+    made, crops = task(name), replace(batch(), valid=valid)
+
+    outcome = made(crops, moment(pictures=True))
+    outcome.loss.backward()
+
+    assert outcome.loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.parameters())
+
+
+def test_block_masking_is_taken_from_the_config() -> None:
+    crops = batch((16, 16, 8))
+    made = task("simmim", masking="block", mask_unit=(2, 2, 2), mask_ratio=0.5)
+
+    mask = made(crops, moment(pictures=True)).pictures["mask"]
+
+    tokens = mask[0, ::4, ::4, ::2].float()
+    both = (tokens[1:] == tokens[:-1]).float().mean()
+    single = task("simmim", mask_ratio=0.5)(crops, moment(pictures=True)).pictures["mask"]
+    singles = single[0, ::4, ::4, ::2].float()
+    assert both > (singles[1:] == singles[:-1]).float().mean()
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [({"mask_ratio": 1.5}, "between 0 and 1"), ({"masking": "tube"}, "uniform, block")],
+)
+def test_a_bad_config_is_refused_before_the_first_step(fields: dict[str, object], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        task("mae", **fields)
+
+
+def test_a_crop_that_leaves_nothing_visible_is_an_error() -> None:
+    with pytest.raises(UserError, match="none visible"):
+        task("mae")(batch((4, 4, 2)), moment())
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_bf16_autocast_gives_nearly_the_same_loss(name: str) -> None:
+    made, crops = task(name), batch()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        outcome = made(crops, moment())
+    outcome.loss.backward()
+
+    assert outcome.loss.dtype == torch.float32
+    assert outcome.loss.item() == pytest.approx(made(crops, moment()).loss.item(), rel=0.02)

@@ -1,0 +1,190 @@
+"""The supervised task around a small network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from monai.losses import DiceCELoss, DiceLoss, TverskyLoss
+from torch import Tensor, nn
+
+from mim3d.config.sections import SegmentationConfig
+from mim3d.data.batch import IGNORE_INDEX, CropBatch
+from mim3d.data.regions import SCHEMES
+from mim3d.foundation.randomness import RandomStream
+from mim3d.objectives.base import Moment
+from mim3d.objectives.segmentation import Segmentation
+
+SHAPE = (6, 5, 4)
+MOMENT = Moment(0, 10, RandomStream(0, 0))
+
+
+class SmallNetwork(nn.Module):
+    """One convolution either side of the middle; notes what it was called with."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.encoder = nn.Conv3d(2, 4, 3, padding=1)
+            self.decoder = nn.Sequential(nn.GELU(), nn.Conv3d(4, outputs, 1))
+        self.calls: list[tuple[Tensor, Tensor | None]] = []
+
+    def forward(self, voxels: Tensor, spacing_mm: Tensor, *, valid: Tensor | None = None) -> Tensor:
+        self.calls.append((spacing_mm, valid))
+        return self.decoder(self.encoder(voxels))
+
+
+def batch_of(values: Sequence[int], *, valid: Tensor | None = None) -> CropBatch:
+    """Two crops whose labels run through `values` along x."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.arange(SHAPE[0]).view(1, -1, 1, 1).expand(2, *SHAPE)
+    affine = torch.diag(torch.tensor([0.5, 1.0, 3.0, 1.0], dtype=torch.float64))
+    return CropBatch(
+        voxels=torch.randn((2, 2, *SHAPE), generator=generator),
+        affine=affine.expand(2, 4, 4),
+        case_ids=("a", "b"),
+        crop_ids=torch.arange(2),
+        labels=torch.tensor(list(values), dtype=torch.uint8)[x % len(values)],
+        valid=valid,
+    )
+
+
+def test_state_dict_and_weights_are_the_networks() -> None:
+    network = SmallNetwork(3)
+    task = Segmentation(network, SegmentationConfig(), 3)
+
+    assert task.state_dict().keys() == network.state_dict().keys()
+    assert task.weights().keys() == network.state_dict().keys()
+    assert task.network is network
+
+
+def test_loss_is_dice_ce_of_the_networks_logits() -> None:
+    batch = batch_of([0, 1, 2])
+    task = Segmentation(SmallNetwork(3), SegmentationConfig(squared=True), 3)
+
+    outcome = task(batch, MOMENT)
+
+    logits = task.network(batch.voxels, batch.spacing_mm)
+    reference = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True)
+    torch.testing.assert_close(outcome.loss, reference(logits, batch.labels[:, None]))
+    assert outcome.loss.requires_grad
+    assert not outcome.logs["dice"].requires_grad
+
+
+def test_spacing_and_valid_reach_the_network() -> None:
+    valid = torch.ones((2, *SHAPE), dtype=torch.bool)
+    valid[:, 4:] = False
+    task = Segmentation(SmallNetwork(3), SegmentationConfig(), 3)
+
+    task(batch_of([0, 1, 2], valid=valid), MOMENT)
+
+    spacing, given = task.network.calls[0]
+    assert spacing.tolist() == [[0.5, 1.0, 3.0]] * 2
+    assert given is valid
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "dice", "dice_focal", "tversky", "generalised_dice"])
+def test_labels_at_padding_and_ignored_voxels_change_nothing(loss: str) -> None:
+    valid = torch.ones((2, *SHAPE), dtype=torch.bool)
+    valid[:, 4:] = False
+    batch = batch_of([0, 1, 2], valid=valid)
+    batch.labels[:, :, 3] = IGNORE_INDEX
+    task = Segmentation(SmallNetwork(3), SegmentationConfig(loss=loss), 3)
+
+    before = task(batch, MOMENT).loss
+    batch.labels[:, 4:] = 1
+    after = task(batch, MOMENT).loss
+    batch.labels[:, :4, :3] = 1
+    elsewhere = task(batch, MOMENT).loss
+
+    assert torch.equal(before, after)
+    assert not torch.equal(before, elsewhere)
+
+
+def test_regions_are_made_from_the_values_behind_the_indices() -> None:
+    # BraTS 2021: 1 necrosis, 2 oedema, 4 enhancing; TC = 1 + 4, WT = all, ET = 4.
+    task = Segmentation(
+        SmallNetwork(3),
+        SegmentationConfig(regions="brats2021", include_background=False),
+        4,
+        SCHEMES["brats2021"],
+        values=(0, 1, 2, 4),
+    )
+    batch = batch_of([0, 1, 2, 3])
+
+    loss = task(batch, MOMENT).loss
+
+    i = batch.labels
+    regions = torch.stack([(i == 1) | (i == 3), i > 0, i == 3], 1).float()
+    logits = task.network(batch.voxels, batch.spacing_mm)
+    # TC is no background: it counts whatever `include_background` says.
+    torch.testing.assert_close(loss, DiceCELoss(sigmoid=True)(logits, regions))
+    assert task.state_dict().keys() == task.network.state_dict().keys()
+
+
+def test_regions_without_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="label value"):
+        Segmentation(SmallNetwork(3), SegmentationConfig(), 4, SCHEMES["brats2021"])
+
+
+@pytest.mark.parametrize(
+    ("config", "reference"),
+    [
+        (SegmentationConfig(loss="dice"), DiceLoss(to_onehot_y=True, softmax=True)),
+        (
+            SegmentationConfig(loss="tversky", batch_dice=True),
+            TverskyLoss(to_onehot_y=True, softmax=True, batch=True),
+        ),
+        (
+            SegmentationConfig(include_background=False, smooth_numerator=0.5),
+            DiceCELoss(to_onehot_y=True, softmax=True, include_background=False, smooth_nr=0.5),
+        ),
+    ],
+)
+def test_settings_of_the_loss_do_what_they_say(
+    config: SegmentationConfig, reference: nn.Module
+) -> None:
+    batch = batch_of([0, 1, 2])
+    task = Segmentation(SmallNetwork(3), config, 3)
+
+    loss = task(batch, MOMENT).loss
+
+    logits = task.network(batch.voxels, batch.spacing_mm)
+    torch.testing.assert_close(loss, reference(logits, batch.labels[:, None]))
+
+
+def test_modes_reach_the_network_itself() -> None:
+    task = Segmentation(SmallNetwork(3), SegmentationConfig(), 3)
+
+    assert not task.eval().network.training
+    assert task.train().network.training
+
+
+def test_a_crop_is_overfitted_within_200_steps() -> None:
+    # RULINGS R47: below a tenth of the start.
+    batch = batch_of([0, 1, 2])
+    task = Segmentation(SmallNetwork(3), SegmentationConfig(), 3)
+    # What is to be learned is visible: the label stands in the first channel.
+    batch.voxels[:, 0] = batch.labels.float()
+    optimiser = torch.optim.AdamW(task.parameters(), lr=0.05)
+    losses = []
+
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = task(batch, MOMENT).loss
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_a_batch_without_labels_is_refused() -> None:
+    batch = batch_of([0, 1])
+    task = Segmentation(SmallNetwork(2), SegmentationConfig(), 2)
+    object.__setattr__(batch, "labels", None)
+
+    with pytest.raises(ValueError, match="labels"):
+        task(batch, MOMENT)
