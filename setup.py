@@ -1,4 +1,4 @@
-"""What `pyproject.toml` cannot say: `configs/` at the top travels in the wheel as `mim3d/configs`."""
+"""What `pyproject.toml` cannot say: the top-level `configs/` travels as `mim3d/configs`."""
 
 from setuptools import find_packages, setup
 

@@ -97,7 +97,7 @@ def _run_verb(name: str, verb: Verb, arguments: Sequence[str]) -> ExitCode:
 
         print(help_text(name, verb), end="")
         return ExitCode.DONE
-    config, config_name = _config(verb, line)
+    config, config_name, said = _config(verb, line)
     if "print_config" in line.switches:
         from mim3d.config.reading import dump, to_mapping
 
@@ -107,25 +107,27 @@ def _run_verb(name: str, verb: Verb, arguments: Sequence[str]) -> ExitCode:
         raise ConfigError(
             f"`mim3d {name}` needs `--out`", remedy=f"for example `{verb.examples[0]}`"
         )
-    result = _worked(verb, line, config, config_name)
+    result = _worked(verb, line, config, config_name, said)
     if _is_first_rank(os.environ):
         print(_json(result) if "json" in line.switches else result)
     return ExitCode(result.exit_code)
 
 
-def _config(verb: Verb, line: Line) -> tuple[Any, str]:
-    """The resolved config of a command and the name it goes by."""
+def _config(verb: Verb, line: Line) -> tuple[Any, str, frozenset[str]]:
+    """The resolved config of a command, the name it goes by, and the keys that were said."""
     if verb.config is None:
-        return None, ""
+        return None, "", frozenset()
     from mim3d.cli.options import typed_settings
-    from mim3d.config.reading import read_config
+    from mim3d.config.reading import read_config, said_keys
 
     source = line.switches.get("config") or next(iter(line.words.get("CONFIG", [])), None)
-    config: Any = read_config(source, verb.config, typed_settings(verb, line))
-    return config, Path(source).stem if source else ""
+    overrides = typed_settings(verb, line)
+    config: Any = read_config(source, verb.config, overrides)
+    said = said_keys(source, verb.config, overrides)
+    return config, Path(source).stem if source else "", said
 
 
-def _worked(verb: Verb, line: Line, config: Any, config_name: str) -> Result:
+def _worked(verb: Verb, line: Line, config: Any, config_name: str, said: frozenset[str]) -> Result:
     """Runs the verb's workflow with a display."""
     from mim3d.cli.display import Display, listening
 
@@ -135,6 +137,7 @@ def _worked(verb: Verb, line: Line, config: Any, config_name: str) -> Result:
         words=line.words,
         config=config,
         name=config_name,
+        said=said,
         out=line.switches.get("out"),
         flags=frozenset(line.switches),
         reporter=display,

@@ -17,7 +17,6 @@ from mim3d.config.verbs import (
     PrepareConfig,
     PretrainConfig,
 )
-from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ class Call:
         words: the positional arguments by name, each a list.
         config: the resolved config, or None for a verb without one.
         name: the name of the config, for the run's folder.
+        said: the settings that file and line name.
         out: what `--out` says.
         flags: the switches that were set: `overwrite`, `dry_run`, `json`.
         reporter: where messages go.
@@ -44,6 +44,7 @@ class Call:
     words: dict[str, list[str]]
     config: Any
     name: str
+    said: frozenset[str]
     out: str | None
     flags: frozenset[str]
     reporter: Reporter
@@ -135,7 +136,7 @@ def _pretrain(call: Call) -> Result:
 def _finetune(call: Call) -> Result:
     from mim3d.workflows.finetune import finetune
 
-    return finetune(call.config, out=call.out, name=call.name, **call.writing)
+    return finetune(call.config, out=call.out, name=call.name, said=call.said, **call.writing)
 
 
 def _predict(call: Call) -> Result:
@@ -156,23 +157,6 @@ def _info(call: Call) -> Result:
     from mim3d.workflows.info import info
 
     return info(call.word("PATH"), reporter=call.reporter)
-
-
-def _throughput(call: Call) -> Result:
-    from mim3d.workflows.throughput import throughput
-
-    return throughput(out=call.out, reporter=call.reporter)
-
-
-BENCHMARKS: dict[str, Callable[[Call], Result]] = {"throughput": _throughput}
-
-
-def _benchmark(call: Call) -> Result:
-    name = call.word("WHAT")
-    if name not in BENCHMARKS:
-        known = ", ".join(f"`{known}`" for known in BENCHMARKS)
-        raise ConfigError(f"there is no benchmark `{name}`", remedy=f"there is {known}")
-    return BENCHMARKS[name](call)
 
 
 VERBS: dict[str, Verb] = {
@@ -280,15 +264,6 @@ VERBS: dict[str, Verb] = {
         run=_info,
         positionals=(Positional("PATH", "a store, a run, or a results.json"),),
         switches=frozenset({"json"}),
-    ),
-    "benchmark": Verb(
-        summary="measure mim3d's own stages on this machine",
-        story="`throughput` times pre-training and fine-tuning steps, crop reading and the sliding "
-        "window, beside MONAI's counterparts where it is installed.",
-        examples=("mim3d benchmark throughput", "mim3d benchmark throughput --out step.json"),
-        run=_benchmark,
-        positionals=(Positional("WHAT", "`throughput`"),),
-        switches=frozenset({"out", "json"}),
     ),
 }  # fmt: skip
 

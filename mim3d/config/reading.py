@@ -75,6 +75,26 @@ def read_config(
         ConfigError: the file is missing, too large or too deep; a key is unknown or given twice; a
             value has the wrong type.
     """
+    return _built(kind(), _said(path_or_name, kind, overrides))
+
+
+def said_keys(
+    path_or_name: str | Path | None,
+    kind: type[DataclassInstance],
+    overrides: Mapping[str, Any] | None = None,
+) -> frozenset[str]:
+    """The dotted keys that file and overrides name, whether or not they change a default.
+
+    Arguments and errors are those of `read_config`.
+    """
+    return frozenset(_said(path_or_name, kind, overrides))
+
+
+def _said(
+    path_or_name: str | Path | None,
+    kind: type[DataclassInstance],
+    overrides: Mapping[str, Any] | None,
+) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     if path_or_name is not None:
         path = locate(path_or_name, title(kind))
@@ -85,7 +105,7 @@ def read_config(
         check_key(key, kind)
         is_text = isinstance(value, str)
         entries[key] = _entry_of(value, settings(kind)[key]) if is_text else Entry(value)
-    return _built(kind(), entries)
+    return entries
 
 
 def from_mapping(mapping: Mapping[str, Any], kind: type[Config], *, where: str) -> Config:

@@ -126,12 +126,18 @@ def transfer_encoder(
         listed = "\n".join(f"  {one}" for one in wrong)
         advice = _fitting_preset(encoder, inside)
         raise WeightsError(
-            f"{len(wrong)} of {wanted} encoder tensors of `{source}` do not fit",
+            f"{len(wrong)} of {wanted} encoder tensors of `{source}` do not fit{_name(encoder)}",
             remedy=f"first: {wrong[0]}{advice}\n{listed}",
             code="weights-misfit",
         )
     encoder.load_state_dict(inside, strict=True)
     return TransferReport(source, tuple(encoder.state_dict()), left)
+
+
+def _name(encoder: VolumeViT) -> str:
+    preset = encoder.config.preset
+    is_it = PRESETS[preset] == (encoder.width, encoder.depth, encoder.heads)
+    return f" `encoder.preset {preset}`" if is_it else " the encoder"
 
 
 def _fitting_preset(encoder: VolumeViT, tensors: Mapping[str, Tensor]) -> str:

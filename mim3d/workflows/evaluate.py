@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.pictures.colours import paints
 from mim3d.pictures.curves import draw_cases
 from mim3d.pictures.overlay import draw_overlay
+from mim3d.workflows.predict import RECORD
 from mim3d.workflows.result import Result
 
 
@@ -50,6 +52,7 @@ def evaluate(
         labels,
         config.evaluation,
         part=config.part,
+        notes=training_notes(predictions),
         read=config.read,
         reporter=reporter,
     )
@@ -61,6 +64,19 @@ def evaluate(
         if config.images is not None:
             files += _overlays(config, predictions, labels, results, path, reporter)
     return Result(text=table(results), facts=results.as_json(), files=tuple(files))
+
+
+def training_notes(predictions: str) -> tuple[str, ...]:
+    """What `mim3d predict` noted beside its files: cases that the run was trained on."""
+    record = Path(predictions) / RECORD
+    if not record.is_file():
+        return ()
+    made = json.loads(record.read_text(encoding="utf-8"))
+    seen = sorted(name for name, key in made.items() if key.get("trained_on"))
+    if not seen:
+        return ()
+    listed = ", ".join(seen[:5]) + (" ..." if len(seen) > 5 else "")
+    return (f"{len(seen)} predictions are of cases the run was trained on and flatter: {listed}",)
 
 
 def _chart(results: Results, path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,7 @@ def finetune(
     *,
     out: str | None = None,
     name: str = "run",
+    said: Collection[str] | None = None,
     reporter: Reporter | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -59,6 +60,8 @@ def finetune(
         config: what to do; `init` must say a run or `none`.
         out: the run folder; `runs/finetune-<name>` if left out.
         name: the config's name.
+        said: dotted settings that were written down; with `init` they must agree with the run.
+            None takes those that differ from the defaults.
         reporter: where progress goes.
         overwrite: start again where a run already stands.
         dry_run: say what would be done, and stop.
@@ -73,7 +76,7 @@ def finetune(
     """
     reporter = reporter or PlainReporter()
     store = store_of(config.data)
-    config = resolved(config, store)
+    config = resolved(config, store, said)
     classes = _labelled(store)
     scheme = scheme_of(config, classes)
     cases = training_cases(store, config.data, config.training.seed)
@@ -129,8 +132,12 @@ def finetune(
     return _result(done, results, str(folder))
 
 
-def resolved(config: FinetuneConfig, store: Store) -> FinetuneConfig:
+def resolved(
+    config: FinetuneConfig, store: Store, said: Collection[str] | None = None
+) -> FinetuneConfig:
     """The config with what store and initial run decide filled in.
+
+    Where config and line are silent on the encoder, it is the initial run's.
 
     Raises:
         ConfigError: `init` says nothing; or the config's encoder contradicts the run's.
@@ -147,9 +154,8 @@ def resolved(config: FinetuneConfig, store: Store) -> FinetuneConfig:
     found = encoder_of(config.init, config.init_checkpoint)
     asked, plain = config.encoder, type(config.encoder)()
     for field, value in vars(asked).items():
-        if field in LEARNING_FIELDS or value == getattr(plain, field):
-            continue
-        if value != getattr(found, field):
+        is_said = value != getattr(plain, field) if said is None else f"encoder.{field}" in said
+        if is_said and field not in LEARNING_FIELDS and value != getattr(found, field):
             raise ConfigError(
                 f"`encoder.{field}` is {value}, but `{config.init}` has {getattr(found, field)}",
                 remedy=f"leave `encoder.{field}` out: with `--init` it comes from the run",

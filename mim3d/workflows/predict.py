@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from mim3d.config.verbs import PredictConfig
 from mim3d.data.cohort import Case, read_cohort
 from mim3d.data.files import content_key, write_label, write_volume
-from mim3d.data.prepare import read_images
+from mim3d.data.prepare import image_key, read_images
 from mim3d.data.volume import Volume
 from mim3d.foundation.atomic import sweep, write_json
 from mim3d.foundation.errors import ConfigError, ExitCode, UserError
@@ -97,14 +97,15 @@ def predict(
     classes = segmenters[0].classes
     assert classes is not None  # a run has its class table
     labels = write_label_files(folder, classes, segmenters[0].regions)
-    _warn_of_training_cases(names, jobs, reporter)
+    trained = {key for name in names for key in load_preparation(name)["trained_on"].values()}
+    _warn_of_training_cases(jobs, trained, reporter)
 
     settings = _settings(names, config)
     record = {} if overwrite else _record(folder)
     refused: list[str] = []
     began = time.monotonic()
     for done, job in enumerate(jobs):
-        key = _key(job, settings)
+        key = {**_key(job, settings), "trained_on": _source(job) in trained}
         if record.get(job.output.name) == key and job.output.is_file():
             continue
         spent = time.monotonic() - began
@@ -182,15 +183,17 @@ def _windows(reporter: Reporter, case_id: str, done: int, total: int) -> None:
     reporter.progress(done, total, f"{case_id}: window {done} of {total}")
 
 
-def _warn_of_training_cases(runs: Sequence[str], jobs: Sequence[_Job], reporter: Reporter) -> None:
-    trained = {key for run in runs for key in load_preparation(run)["trained_on"].values()}
-    seen = [
-        job.case.case_id
-        for job in jobs
-        if len(job.case.images) == 1
-        and job.case.images[0].exists()
-        and content_key(job.case.images[0]) in trained
-    ]
+def _source(job: _Job) -> str | None:
+    """The key under which a run remembers what it was trained on; None if a file is missing."""
+    if not all(path.exists() for path in job.case.images):
+        return None
+    return image_key({"images": [{"key": content_key(path)} for path in job.case.images]})
+
+
+def _warn_of_training_cases(
+    jobs: Sequence[_Job], trained: Collection[str], reporter: Reporter
+) -> None:
+    seen = [job.case.case_id for job in jobs if _source(job) in trained]
     if seen:
         reporter.warn(
             f"{len(seen)} of {len(jobs)} inputs were trained on, their Dice will flatter: "

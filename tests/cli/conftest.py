@@ -12,10 +12,7 @@ from mim3d.cli.main import main
 from mim3d.foundation.errors import ExitCode
 from mim3d.workflows.result import Result
 
-WORKFLOWS = (
-    "prepare", "pretrain", "finetune", "predict", "evaluate", "demo", "doctor", "info",
-    "throughput",
-)  # fmt: skip
+WORKFLOWS = ("prepare", "pretrain", "finetune", "predict", "evaluate", "demo", "doctor", "info")
 
 
 @dataclass

@@ -147,6 +147,17 @@ def test_an_encoder_that_contradicts_the_run_is_refused(
     assert "encoder.patch" in capsys.readouterr().err
 
 
+def test_a_default_that_was_said_counts_as_said(
+    walk: Walk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["finetune", str(walk.folder / "finetune.yaml"), "--data.store", str(walk.store),
+                 "--init", str(walk.pretrained), "--encoder.patch", "16,16,16",
+                 "--out", str(walk.folder / "other"), *CROP, *SHORT])  # fmt: skip
+
+    assert code == ExitCode.USAGE
+    assert "encoder.patch" in capsys.readouterr().err
+
+
 def test_pretrained_and_scratch_differ_in_the_encoder_they_start_from(walk: Walk) -> None:
     pretrained, _ = read_weights(_last(walk.pretrained))
     tuned, _ = read_weights(_last(walk.tuned))

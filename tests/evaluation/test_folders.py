@@ -12,7 +12,7 @@ import pytest
 from mim3d.config.sections import EvaluationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.regions import SCHEMES
-from mim3d.evaluation.folders import evaluate_folder
+from mim3d.evaluation.folders import class_table, evaluate_folder, label_files
 from mim3d.foundation.errors import UserError
 from mim3d.inference.label_files import write_label_files
 
@@ -232,3 +232,16 @@ def test_ignored_voxels_of_a_class_table_count_nowhere(folders: tuple[Path, Path
     results = evaluate_folder(guesses, labels, QUICK, classes=table)
 
     assert dice(results, "a_1", "label 1") == 1.0
+
+
+def test_label_files_are_listed_by_stem(folders: tuple[Path, Path]) -> None:
+    files = label_files(folders[1])
+
+    assert files == {name: folders[1] / f"{name}.nii.gz" for name in ("a_1", "b_2")}
+
+
+def test_a_class_table_is_found_beside_predictions(folders: tuple[Path, Path]) -> None:
+    table = ClassTable.from_values([0, 1, 2, 9], {1: "head", 2: "tail", 9: "cyst"})
+    write_label_files(folders[0], table)
+
+    assert class_table(*folders).names[1:] == ("head", "tail", "cyst")

@@ -16,8 +16,8 @@ from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 
 PUBLISHED = DecoderConfig(taps=(4, 7, 10, 12), tap_norm="none")
-LEVELS = {"5": "0", "4": "1", "3": "2", "2": "3"}
-PATHS = {"4": "0", "3": "1", "2": "2"}
+LEVELS = "decoder.trunk.levels"
+PATHS = "decoder.trunk.paths"
 PARTS = [
     (r"vit\.patch_embedding\.patch_embeddings\.", "encoder.embedding.projection."),
     (r"vit\.patch_embedding\.position_embeddings", "encoder.positions.table"),
@@ -27,10 +27,10 @@ PARTS = [
     (r"\.attn\.out_proj\.", ".attention.out."),
     (r"\.attn\.", ".attention."),
     (r"encoder1\.layer\.", "decoder.trunk.raw."),
-    (r"encoder(\d)\.transp_conv_init\.conv\.", lambda m: f"decoder.trunk.paths.{PATHS[m[1]]}.first."),
-    (r"encoder(\d)\.blocks\.", lambda m: f"decoder.trunk.paths.{PATHS[m[1]]}.further."),
-    (r"decoder(\d)\.transp_conv\.conv\.", lambda m: f"decoder.trunk.levels.{LEVELS[m[1]]}.up."),
-    (r"decoder(\d)\.conv_block\.", lambda m: f"decoder.trunk.levels.{LEVELS[m[1]]}.block."),
+    (r"encoder(\d)\.transp_conv_init\.conv\.", lambda m: f"{PATHS}.{4 - int(m[1])}.first."),
+    (r"encoder(\d)\.blocks\.", lambda m: f"{PATHS}.{4 - int(m[1])}.further."),
+    (r"decoder(\d)\.transp_conv\.conv\.", lambda m: f"{LEVELS}.{5 - int(m[1])}.up."),
+    (r"decoder(\d)\.conv_block\.", lambda m: f"{LEVELS}.{5 - int(m[1])}.block."),
     (r"conv3\.conv\.", "shortcut."),
     (r"out\.conv\.conv\.", "decoder.out."),
     (r"(conv\d|further\.\d\.0)\.conv\.", r"\1."),

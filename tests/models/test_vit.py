@@ -172,6 +172,19 @@ def test_eval_is_deterministic_with_every_dropout() -> None:
     assert not torch.equal(network(voxels).tokens, network(voxels).tokens)
 
 
+@pytest.mark.parametrize(("checkpointing", "calls"), [(False, 1), (True, 2)])
+def test_checkpointing_computes_a_block_again_in_the_backward_pass(
+    checkpointing: bool, calls: int
+) -> None:
+    network = encoder(checkpointing=checkpointing)
+    called = []
+    network.blocks[1].mlp.register_forward_pre_hook(lambda *_: called.append(1))
+
+    network(crop()).tokens.sum().backward()
+
+    assert len(called) == calls
+
+
 def test_checkpointing_gives_the_same_gradients() -> None:
     results = []
     for checkpointing in (False, True):

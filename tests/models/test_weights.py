@@ -86,7 +86,9 @@ def test_weights_of_another_preset_name_it() -> None:
 
     wanted = len(target.state_dict())
     text = str(error.value)
-    assert text.startswith(f"{wanted} of {wanted} encoder tensors of `runs/mae_tiny` do not fit")
+    assert text.startswith(
+        f"{wanted} of {wanted} encoder tensors of `runs/mae_tiny` do not fit `encoder.preset small`"
+    )
     assert error.value.remedy is not None
     first = error.value.remedy.splitlines()[0]
     assert first == (

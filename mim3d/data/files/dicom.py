@@ -31,6 +31,8 @@ from mim3d.data.volume import Note
 from mim3d.foundation.errors import VolumeError
 
 SECONDS = 30.0
+START_SECONDS = 120.0
+"""To start Python and load libraries, which on a busy machine takes longer than any series."""
 SLOWEST = 16 << 20
 """Bytes of pixels a second below which a reader counts as hanging, beyond the first 30 s."""
 HEAD_BYTES = 8
@@ -59,13 +61,20 @@ class DicomReader:
     Args:
         command: what to start; the default is this package's own reader.
         seconds: how long an answer may take.
+        start_seconds: how long it may take until the process is ready.
     """
 
-    def __init__(self, command: Sequence[str] | None = None, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        command: Sequence[str] | None = None,
+        seconds: float = SECONDS,
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         # -I: neither the working directory nor PYTHON* may put modules in the way.
         folders = [os.path.abspath(folder) for folder in sys.path]
         self._command = command or [sys.executable, "-I", "-c", START, json.dumps(folders)]
         self._seconds = seconds
+        self._start_seconds = start_seconds
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: dict[str, Any], size: int = 0) -> dict[str, Any]:
@@ -78,8 +87,8 @@ class DicomReader:
         Raises:
             VolumeError: the answer is a refusal, or the process died or took too long.
         """
-        deadline = time.monotonic() + self._seconds + size / SLOWEST
         process = self._running()
+        deadline = time.monotonic() + self._seconds + size / SLOWEST
         body = json.dumps(request).encode()
         try:
             assert process.stdin is not None
@@ -87,14 +96,7 @@ class DicomReader:
             process.stdin.flush()
         except OSError:
             raise self._died() from None
-        length = int.from_bytes(self._read(HEAD_BYTES, deadline), "big")
-        try:
-            answer = json.loads(self._read(length, deadline)) if length < LONGEST_ANSWER else None
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            self.close()
-            raise _no_sense()
+        answer = self._answer(deadline)
         if "error" in answer:
             error = answer["error"]
             raise VolumeError(error["what"], remedy=error["remedy"], code=error["code"])
@@ -140,7 +142,19 @@ class DicomReader:
                 # Ctrl-C is for the parent; it closes the pipe when it ends.
                 start_new_session=True,
             )
+            self._answer(time.monotonic() + self._start_seconds)
         return self._process
+
+    def _answer(self, deadline: float) -> dict[str, Any]:
+        length = int.from_bytes(self._read(HEAD_BYTES, deadline), "big")
+        try:
+            answer = json.loads(self._read(length, deadline)) if length < LONGEST_ANSWER else None
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            self.close()
+            raise _no_sense()
+        return answer
 
     def _read(self, count: int, deadline: float) -> bytes:
         buffer = bytearray(count)
@@ -157,7 +171,7 @@ class DicomReader:
             if left <= 0 or not select.select([pipe], [], [], left)[0]:
                 self.close()
                 raise VolumeError(
-                    f"reading it took longer than {self._seconds:g} s and was ended",
+                    "reading it took longer than it may and was ended",
                     remedy="convert it to NIfTI with a tool you trust",
                     code="reader-time",
                 )
@@ -186,14 +200,15 @@ class DicomReader:
 class _ChildStream:
     """The pixels of the series planned last, as a stream."""
 
-    def __init__(self, reader: DicomReader, size: int) -> None:
+    def __init__(self, reader: DicomReader, size: int, compressed: bool) -> None:
         self._reader = reader
         self._size = size
+        self._extra = int(START_SECONDS * SLOWEST) if compressed else 0
         self._notes: tuple[Note, ...] = ()
 
     def fill(self, target: memoryview) -> int:
         """As `Stream.fill`."""
-        answer = self._reader.ask({"do": "pixels"}, self._size)
+        answer = self._reader.ask({"do": "pixels"}, self._size + self._extra)
         if answer.get("bytes") != len(target):
             self._reader.close()
             raise _no_sense()
@@ -225,7 +240,7 @@ def opened(path: Path, config: ReadConfig) -> Iterator[tuple[Layout, Stream]]:
         except (KeyError, TypeError, ValueError):
             _reader.close()
             raise _no_sense() from None
-        yield layout, _ChildStream(_reader, layout.stored_bytes)
+        yield layout, _ChildStream(_reader, layout.stored_bytes, plan.get("compressed") is True)
 
 
 def list_series(path: str | os.PathLike[str]) -> tuple[SeriesSummary, ...]:

@@ -1,8 +1,9 @@
 """The process that reads DICOM: requests come in on stdin, answers go out on stdout.
 
 A message is its length (8 bytes, big-endian) and JSON in UTF-8; an answer that announces pixels is
-followed by their bytes. The process lives as long as its parent's end of the pipe, and may die at
-any moment: the parent makes an error row of that and starts another.
+followed by their bytes. The first message says that the process is ready. It lives as long as its
+parent's end of the pipe, and may die at any moment: the parent makes an error row of that and
+starts another.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     requests = sys.stdin.buffer
     limit_memory(SPARE)
     planned: dict[str, Any] = {}
+    send(answers, {"ready": True})
     while (request := receive(requests)) is not None:
         try:
             _answer(request, answers, planned)

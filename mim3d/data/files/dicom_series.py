@@ -377,5 +377,6 @@ def describe(series: Series) -> dict[str, Any]:
         "directions": series.directions.tolist(),
         "origin": series.origin.tolist(),
         "modality": series.modality,
+        "compressed": not all(each.is_native for each in tags),
         "notes": [[note.code, note.text] for note in series.notes],
     }

@@ -2,6 +2,7 @@
 
 from mim3d.data.prepare.case import prepare_case, read_images
 from mim3d.data.prepare.cohort import PreparationResult, Refusal, prepare_store
+from mim3d.data.prepare.keys import image_key
 from mim3d.data.prepare.summary import rebuild
 from mim3d.data.prepare.volume import VolumeRule, prepare_volume
 
@@ -9,6 +10,7 @@ __all__ = [
     "PreparationResult",
     "Refusal",
     "VolumeRule",
+    "image_key",
     "prepare_case",
     "prepare_store",
     "prepare_volume",

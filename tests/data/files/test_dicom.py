@@ -304,18 +304,16 @@ def test_the_limit_holds_before_pixels_are_decoded(tmp_path):
 # The reading process
 
 
+READY = "import sys; sys.stdout.buffer.write((2).to_bytes(8, 'big') + b'{}'); sys.stdout.flush();"
 FATES = {
     "segfaults": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "signal 11"),
     "aborts": ("import os; os.abort()", "signal 6"),
     "exits": ("raise SystemExit(3)", "exit code 3"),
-    "hangs": ("import time; time.sleep(60)", "longer than"),
+    "hangs": ("import time; time.sleep(60)", "took longer"),
+    "hangs once it is ready": (READY + "import time; time.sleep(60)", "took longer"),
+    "exits once it is ready": (READY + "sys.stdin.buffer.read(8)", "exit code 0"),
     "babbles": ("import sys; sys.stdout.write('x' * 100)", "reader process"),
-    "says nonsense": (
-        "import sys; sys.stdin.buffer.read(8);"
-        "sys.stdout.buffer.write((5).to_bytes(8, 'big') + b'[1,2]'); sys.stdout.flush();"
-        "sys.stdin.read()",
-        "no sensible answer",
-    ),
+    "says nonsense": (READY.replace("{}", "[]") + "sys.stdin.read()", "no sensible answer"),
 }
 
 
@@ -323,7 +321,7 @@ FATES = {
 def test_whatever_becomes_of_the_reading_process_is_an_ordinary_error(tmp_path, monkeypatch, fate):
     dicom_folder(tmp_path)
     program, words = FATES[fate]
-    reader = DicomReader([sys.executable, "-I", "-c", program], seconds=1.0)
+    reader = DicomReader([sys.executable, "-I", "-c", program], seconds=2.0, start_seconds=2.0)
     monkeypatch.setattr(dicom_module, "_reader", reader)
 
     for _ in range(2):

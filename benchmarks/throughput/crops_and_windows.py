@@ -1,0 +1,198 @@
+"""A crop out of a volume on disk, and a network slid over a volume in memory."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import counterparts
+import numpy as np
+import torch
+from race import SHIPPED, TUNED, Contestant, Job, require
+from torch import Tensor, nn
+from training_steps import CLASSES, SIDE, Triple, segmenter, synthetic
+
+from mim3d.config.sections import DecoderConfig, InferenceConfig
+from mim3d.foundation.randomness import generator
+from mim3d.inference.sliding_window import slide
+
+VOLUME: Triple = (256, 256, 160)
+"""What crops are cut from, int16."""
+SCAN: Triple = (160, 160, 96)
+"""What the window is slid over."""
+CROP: Triple = (SIDE, SIDE, SIDE)
+CHECKED = 3
+"""Crops that are compared before the race."""
+MANY = 50
+"""Crops between two looks at the clock, where one takes about a millisecond."""
+SLIDING = InferenceConfig(overlap=0.25, windows_per_batch=4)
+"""The overlap is MONAI's default."""
+
+
+def cropping(device: torch.device) -> Iterator[Job]:
+    """96³ voxels of a volume in the file's own intensities, float32, from a warm page cache.
+
+    MONAI has no store: as shipped it reads the whole file for every crop; tuned it keeps the volume
+    in memory as float32 (`CacheDataset`), which only helps cohorts that fit.
+    """
+    from mim3d.config.verbs import PreparationConfig, PrepareConfig
+    from mim3d.data.prepare import prepare_store
+    from mim3d.data.store import open_store
+    from mim3d.data.store.writing import intensities
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_volume(Path(folder) / "source" / "volume.nii.gz")
+        settings = PreparationConfig(modality="ct", crop_to_body=False, workers=0)
+        prepare_store(file.parent, Path(folder) / "store", PrepareConfig(settings))
+        store = open_store(Path(folder) / "store")
+        with store.open(store.cases[0]) as case:
+            whole, _ = case.read((0, 0, 0), VOLUME)
+
+            def read(number: int) -> Tensor:
+                return torch.from_numpy(case.read_intensities(start(number), CROP))
+
+            def cut(number: int) -> Tensor:
+                box = whole[(slice(None), *slices(start(number)))]
+                return torch.from_numpy(intensities(box, *case.scaling()))
+
+            equality, others = counterparts.ABSENT, []
+            if counterparts.has_monai():
+                others = their_crops(file)
+                equality = same_crops([one.call for one in others] + [read, cut])
+            yield Job(
+                "crops",
+                f"{SIDE}³ of {' x '.join(map(str, VOLUME))} int16",
+                [
+                    *others,
+                    Contestant("mim3d: from the store", read, equality, MANY),
+                    Contestant("mim3d: volume kept in memory, int16", cut, equality, MANY),
+                ],
+            )
+
+
+def their_crops(file: Path) -> list[Contestant]:
+    """MONAI's reader and cropping, from the file and from memory."""
+    transforms = counterparts.monai("transforms")
+    load = transforms.LoadImage(image_only=True, ensure_channel_first=True)
+    kept = load(file)
+
+    def crop(volume: Any, number: int) -> Tensor:
+        first = start(number)
+        last = [low + side for low, side in zip(first, CROP, strict=True)]
+        cut = transforms.SpatialCrop(roi_start=first, roi_end=last)(volume)
+        found: Tensor = cut.as_tensor().contiguous()
+        return found
+
+    def read(number: int) -> Tensor:
+        return crop(load(file), number)
+
+    def cut(number: int) -> Tensor:
+        return crop(kept, number)
+
+    return [
+        Contestant(f"{SHIPPED}: `LoadImage`, `SpatialCrop`", read, "reference"),
+        Contestant(f"{TUNED}: volume kept in memory, float32", cut, "bit for bit", MANY),
+    ]
+
+
+def same_crops(calls: Sequence[Callable[[int], Any]]) -> str:
+    """Compares some crops bit for bit."""
+    for number in range(CHECKED):
+        expected, *found = (call(number) for call in calls)
+        require(all(torch.equal(one, expected) for one in found), f"crop {number}")
+    return "bit for bit"
+
+
+def start(number: int) -> Triple:
+    """First voxel of a crop, anywhere in the volume; the same for all contestants."""
+    draw = generator("crop", number)
+    x, y, z = (int(draw.integers(0, side - SIDE + 1)) for side in VOLUME)
+    return x, y, z
+
+
+def slices(first: Triple) -> tuple[slice, slice, slice]:
+    """The crop that begins there."""
+    x, y, z = (slice(low, low + SIDE) for low in first)
+    return x, y, z
+
+
+def write_volume(path: Path) -> Path:
+    """A synthetic CT as `.nii.gz`, axes to the right, front and top, 0.8 x 0.8 x 1.5 mm."""
+    nibabel: Any = importlib.import_module("nibabel")
+    path.parent.mkdir(parents=True)
+    numbers = (400 * synthetic(VOLUME, 0)).round().numpy().astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(numbers, np.diag([0.8, 0.8, 1.5, 1.0])), path)
+    return path
+
+
+def sliding(device: torch.device) -> Iterator[Job]:
+    """Class indices of a volume by one network, and by one with a cheaper decoder."""
+    torch.manual_seed(0)
+    voxels = synthetic(SCAN, 0)[None].to(device)
+    network = segmenter("small", counterparts.PUBLISHED).to(device).eval()
+    half = segmenter("small", DecoderConfig("half")).to(device).eval()
+    plain, fast = ours(network, voxels, bf16=False), ours(network, voxels, bf16=True)
+    others, equal, close = [], counterparts.ABSENT, counterparts.ABSENT
+    if counterparts.has_monai():
+        others = their_windows(network, voxels)
+        expected = theirs(network, voxels, bf16=False)(0)
+        share = [float((one(0) == expected).float().mean()) for one in (plain, fast)]
+        equal = f"{share[0]:.4%} of labels"
+        close = f"{share[1]:.2%} of labels, random weights"
+        require(share[0] > 0.9999, f"labels of windows: {equal}")
+    yield Job(
+        "window",
+        f"UNETR small/16, {CLASSES} classes, {' x '.join(map(str, SCAN))}, overlap 0.25",
+        [
+            *others,
+            Contestant("mim3d, `unetr`: fp32", plain, equal),
+            Contestant("mim3d, `unetr`: bf16", fast, close),
+            Contestant(
+                "mim3d, `half`: bf16", ours(half, voxels, bf16=True), counterparts.OTHER_NETWORK
+            ),
+        ],
+    )
+
+
+def their_windows(network: nn.Module, voxels: Tensor) -> list[Contestant]:
+    """MONAI's sliding window over the same network."""
+    plain, fast = (theirs(network, voxels, bf16=bf16) for bf16 in (False, True))
+    return [
+        Contestant(f"{SHIPPED}: fp32", plain, "reference"),
+        Contestant(f"{TUNED}: bf16", fast, "the same network"),
+    ]
+
+
+def ours(network: nn.Module, voxels: Tensor, *, bf16: bool) -> Callable[[int], Tensor]:
+    """Our sliding window, from `c x y z` to class indices `x y z`."""
+
+    def predict(crops: Tensor, spacing_mm: Tensor, valid: Tensor | None) -> Tensor:
+        with torch.autocast(voxels.device.type, torch.bfloat16, enabled=bf16):
+            logits: Tensor = network(crops, spacing_mm, valid)
+        return logits
+
+    @torch.inference_mode()
+    def call(_: int) -> Tensor:
+        logits = slide(voxels, predict, SLIDING, window=CROP, spacing_mm=(1.0, 1.0, 1.0))
+        return logits.argmax(0)
+
+    return call
+
+
+def theirs(network: nn.Module, voxels: Tensor, *, bf16: bool) -> Callable[[int], Tensor]:
+    """MONAI's `sliding_window_inference` with the same windows and weights, to class indices."""
+    infer = counterparts.monai("inferers").sliding_window_inference
+
+    @torch.inference_mode()
+    def call(_: int) -> Tensor:
+        with torch.autocast(voxels.device.type, torch.bfloat16, enabled=bf16):
+            logits: Tensor = infer(
+                voxels[None], CROP, SLIDING.windows_per_batch, network,
+                overlap=SLIDING.overlap, mode=SLIDING.weights,
+            )  # fmt: skip
+        return logits[0].argmax(0)
+
+    return call

@@ -1,0 +1,118 @@
+"""A fair race: contestants that take turns in one process, a clock, and ratios repeat by repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+SHIPPED = "MONAI as shipped"
+TUNED = "MONAI tuned"
+"""What the names of the two other sides begin with: the references of S and T."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to do a job.
+
+    Args:
+        name: for the table.
+        call: does the job once; is told how many times it was called before.
+        equality: how its result compares with MONAI's.
+        calls: between two looks at the clock.
+    """
+
+    name: str
+    call: Callable[[int], object]
+    equality: str
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What contestants do, their results compared already."""
+
+    stage: str
+    what: str
+    contestants: Sequence[Contestant]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The times of one contestant, and how many times as long MONAI took in the same repeat.
+
+    Args:
+        stage: as in `Job`.
+        what: as in `Job`.
+        contestant: its name.
+        equality: how its result compares with MONAI's.
+        ms: milliseconds of a call, one a repeat.
+        s: MONAI as shipped / this, one a repeat; empty for MONAI as shipped itself.
+        t: MONAI tuned / this, one a repeat; empty for MONAI.
+    """
+
+    stage: str
+    what: str
+    contestant: str
+    equality: str
+    ms: list[float]
+    s: list[float]
+    t: list[float]
+
+
+def race(job: Job, repeats: int, device: torch.device) -> list[Row]:
+    """Times all contestants, whose order is reversed every other repeat; one call each warms up."""
+    for one in job.contestants:
+        one.call(0)
+    times: dict[str, list[float]] = {one.name: [] for one in job.contestants}
+    for repeat in range(repeats):
+        for one in job.contestants if repeat % 2 == 0 else reversed(job.contestants):
+            times[one.name].append(1e3 * seconds(one, repeat, device) / one.calls)
+    return [
+        Row(
+            job.stage,
+            job.what,
+            one.name,
+            one.equality,
+            times[one.name],
+            s=[] if one.name.startswith(SHIPPED) else ratios(times, SHIPPED, one.name),
+            t=[] if one.name.startswith((SHIPPED, TUNED)) else ratios(times, TUNED, one.name),
+        )
+        for one in job.contestants
+    ]
+
+
+def seconds(one: Contestant, repeat: int, device: torch.device) -> float:
+    """CPU time of the process, since others share the machine; on a GPU the time between events."""
+    first = 1 + repeat * one.calls
+    if device.type != "cuda":
+        began = time.process_time()
+        for number in range(first, first + one.calls):
+            one.call(number)
+        return time.process_time() - began
+    event: Any = torch.cuda.Event
+    start, stop = event(enable_timing=True), event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    for number in range(first, first + one.calls):
+        one.call(number)
+    stop.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(stop)) / 1e3
+
+
+def ratios(times: dict[str, list[float]], reference: str, name: str) -> list[float]:
+    """The time of the contestant called `reference…` / the named one's, repeat by repeat."""
+    theirs = [found for key, found in times.items() if key.startswith(reference)]
+    return (
+        [other / own for other, own in zip(theirs[0], times[name], strict=True)] if theirs else []
+    )
+
+
+def require(same: bool, what: str) -> None:
+    """A ratio between different results is worth nothing, so the run ends."""
+    if not same:
+        raise SystemExit(f"the contestants do not agree, so they are not timed: {what}")
