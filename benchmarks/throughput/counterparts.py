@@ -52,15 +52,19 @@ SEGMENTER: Names = (
     (r"^vit\.patch_embedding\.position_embeddings", "encoder.positions.table"),
     (r"^vit\.", "encoder."),
     (r"^encoder1\.layer\.", "decoder.trunk.raw."),
-    *((rf"^encoder{4 - i}\.transp_conv_init\.", f"decoder.trunk.paths.{i}.first.") for i in range(3)),
+    # Their levels are numbered from the finest, ours from the coarsest.
+    *(
+        (rf"^encoder{4 - i}\.transp_conv_init\.", f"decoder.trunk.paths.{i}.first.")
+        for i in range(3)
+    ),
     *((rf"^encoder{4 - i}\.blocks\.", f"decoder.trunk.paths.{i}.further.") for i in range(3)),
     *((rf"^decoder{5 - i}\.transp_conv\.", f"decoder.trunk.levels.{i}.up.") for i in range(4)),
     *((rf"^decoder{5 - i}\.conv_block\.", f"decoder.trunk.levels.{i}.block.") for i in range(4)),
-    (r"^out\.", "decoder.out."),
+    (r"^out\.conv\.", "decoder.out."),
     (r"\.conv3\.", ".shortcut."),
     (r"\.conv\.", "."),
     *BLOCK,
-)  # fmt: skip
+)
 
 
 def has_monai() -> bool:

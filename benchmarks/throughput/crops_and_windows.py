@@ -133,28 +133,27 @@ def sliding(device: torch.device) -> Iterator[Job]:
     torch.manual_seed(0)
     voxels = synthetic(SCAN, 0)[None].to(device)
     network = segmenter("small", counterparts.PUBLISHED).to(device).eval()
-    half = segmenter("small", DecoderConfig("half")).to(device).eval()
+    cheaper = segmenter("small", DecoderConfig("half")).to(device).eval()
     plain, fast = ours(network, voxels, bf16=False), ours(network, voxels, bf16=True)
+    half = ours(cheaper, voxels, bf16=True)
+    labels = [one(0) for one in (plain, fast, half)]
     others, equal, close = [], counterparts.ABSENT, counterparts.ABSENT
     if counterparts.has_monai():
         others = their_windows(network, voxels)
-        expected = theirs(network, voxels, bf16=False)(0)
-        share = [float((one(0) == expected).float().mean()) for one in (plain, fast)]
-        equal = f"{share[0]:.4%} of labels"
-        close = f"{share[1]:.2%} of labels, random weights"
-        require(share[0] > 0.9999, f"labels of windows: {equal}")
-    yield Job(
-        "window",
-        f"UNETR small/16, {CLASSES} classes, {' x '.join(map(str, SCAN))}, overlap 0.25",
-        [
-            *others,
-            Contestant("mim3d, `unetr`: fp32", plain, equal),
-            Contestant("mim3d, `unetr`: bf16", fast, close),
-            Contestant(
-                "mim3d, `half`: bf16", ours(half, voxels, bf16=True), counterparts.OTHER_NETWORK
-            ),
-        ],
-    )
+        expected = others[0].call(0)
+        share, close_share = (float((found == expected).float().mean()) for found in labels[:2])
+        equal = f"{share:.4%} of labels"
+        close = f"{close_share:.2%} of labels, at random weights"
+        require(share > 0.9999, f"labels of windows: {equal}")
+    contestants = [
+        *others,
+        Contestant("mim3d, `unetr`: fp32", plain, equal),
+        Contestant("mim3d, `unetr`: bf16", fast, close),
+        Contestant("mim3d, `half`: bf16", half, counterparts.OTHER_NETWORK),
+    ]
+    size = " x ".join(map(str, SCAN))
+    what = f"UNETR small/16, {CLASSES} classes, {size}, overlap {SLIDING.overlap}"
+    yield Job("window", what, contestants, is_warm=True)
 
 
 def their_windows(network: nn.Module, voxels: Tensor) -> list[Contestant]:

@@ -26,18 +26,26 @@ class Contestant:
     """
 
     name: str
-    call: Callable[[int], object]
+    call: Callable[[int], Any]
     equality: str
     calls: int = 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """What contestants do, their results compared already."""
+    """What contestants do, their results compared already.
+
+    Args:
+        stage: of a run.
+        what: sizes and networks.
+        contestants: MONAI's first.
+        is_warm: whether comparing has run every network in every precision already.
+    """
 
     stage: str
     what: str
     contestants: Sequence[Contestant]
+    is_warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,9 @@ class Row:
 
 
 def race(job: Job, repeats: int, device: torch.device) -> list[Row]:
-    """Times all contestants, whose order is reversed every other repeat; one call each warms up."""
-    for one in job.contestants:
-        one.call(0)
+    """Times all contestants, whose order is reversed every other repeat; the first goes untimed."""
+    for one in () if job.is_warm else job.contestants:
+        seconds(one, 0, device)
     times: dict[str, list[float]] = {one.name: [] for one in job.contestants}
     for repeat in range(repeats):
         for one in job.contestants if repeat % 2 == 0 else reversed(job.contestants):

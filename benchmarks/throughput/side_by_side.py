@@ -40,7 +40,7 @@ STAGES: dict[str, Callable[[torch.device], Iterator[Job]]] = {
 }
 RESULTS = Path(__file__).parent / "results"
 HEAD = (
-    "| stage | contestant | ms | S | T | results compared |\n"
+    "| job | contestant | ms | S | T | results compared |\n"
     "|---|---|---:|---:|---:|---|"
 )  # fmt: skip
 
@@ -90,10 +90,17 @@ def result_path(device: torch.device) -> Path:
     return RESULTS / f"side_by_side_{name}_torch{release}.json"
 
 
-def line(row: Row) -> str:
+def lines(rows: Sequence[Row]) -> str:
+    """The part of the table that one job makes; the job stands in its first line."""
+    return "\n".join(
+        line(row, "" if i else f"{row.stage}: {row.what}") for i, row in enumerate(rows)
+    )
+
+
+def line(row: Row, job: str) -> str:
     """One line of the table."""
     cells = (
-        f"{row.stage}: {row.what}", row.contestant, spread(row.ms), spread(row.s), spread(row.t),
+        job, row.contestant, spread(row.ms), spread(row.s), spread(row.t),
         row.equality,
     )  # fmt: skip
     return "| " + " | ".join(cells) + " |"
@@ -134,12 +141,12 @@ def measure(options: argparse.Namespace) -> None:
         "rows": [],
     }
     began = time.monotonic()
-    print(HEAD)
+    print(HEAD, flush=True)
     for stage in options.stages:
         torch.manual_seed(0)
         for job in STAGES[stage](device):
             rows = race(job, options.repeats, device)
-            print("\n".join(map(line, rows)), flush=True)
+            print(lines(rows), flush=True)
             content["rows"] += map(summary, rows)
             content["seconds"] = time.monotonic() - began
             write_json(path, content)

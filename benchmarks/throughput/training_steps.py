@@ -102,7 +102,7 @@ def same_masked_step(task: MaskedAutoencoder, theirs: Any, batch: CropBatch) -> 
             (block.attention.qkv.weight, theirs.blocks[0].attn.qkv.weight),
             (task.encoder.embedding.projection.weight, embedding.weight),
         ]
-        found = agreement(outcome.loss, expected, pairs)
+        found = agreement(outcome.loss, expected, pairs, bound=1e-4)
     task.zero_grad()
     theirs.zero_grad()
     return found
@@ -154,27 +154,32 @@ def same_segmentation_step(task: Segmentation, theirs: Any, batch: CropBatch) ->
             (network.decoder.out.weight, theirs.out.conv.conv.weight),
         ]
         ours = task(batch, moment(0)).loss
-        found = agreement(ours, segmentation_loss(theirs, batch), pairs)
+        # The instance norms of small maps amplify rounding; in float64 gradients agree to 1e-14.
+        found = agreement(ours, segmentation_loss(theirs, batch), pairs, bound=1e-2)
     task.zero_grad()
     theirs.zero_grad()
     return found
 
 
-def agreement(ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[Any, Any]]) -> str:
+def agreement(
+    ours: Tensor, theirs: Tensor, pairs: Sequence[tuple[Any, Any]], *, bound: float
+) -> str:
     """How far losses and gradients lie apart; ends the run where it is more than rounding.
 
     Args:
         ours: our loss in fp32, not yet backward.
         theirs: likewise.
         pairs: our weight and theirs, of which gradients are compared.
+        bound: largest norm of a difference between gradients / norm of theirs.
     """
     for loss in (ours, theirs):
         loss.backward()  # type: ignore[no-untyped-call]
     apart = abs(float(ours.detach() - theirs.detach()) / float(theirs.detach()))
     gradients = [(mine.grad.flatten(1), other.grad.flatten(1)) for mine, other in pairs]
     farthest = max(float((mine - other).norm() / other.norm()) for mine, other in gradients)
-    found = f"fp32 loss within {apart:.0e}, gradients within {farthest:.0e}"
-    require(apart < 1e-5 and farthest < 1e-3, found)
+    losses = f"within {apart:.0e}" if apart else "equal"
+    found = f"fp32 loss {losses}, gradients within {farthest:.0e}"
+    require(apart < 1e-5 and farthest < bound, found)
     return found
 
 

@@ -156,7 +156,7 @@ class MaskedConfig:
     decoder_width: int = 384
     """Width of MAE's decoder."""
     decoder_depth: int = 4
-    """Blocks of MAE's decoder; 0 is one linear map from hidden state to patch."""
+    """Blocks of MAE's decoder, 1 or more."""
     decoder_heads: int = 6
     """Attention heads of MAE's decoder."""
     final_norm: bool = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mim3d.config.sections import DataConfig, EncoderConfig
 from mim3d.data.store import Store, open_store
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import generator
+from mim3d.models.presets import completed
 
 
 def store_of(data: DataConfig) -> Store:
@@ -45,15 +45,12 @@ def resolved_encoder(encoder: EncoderConfig, data: DataConfig, store: Store) -> 
             remedy="leave `encoder.channels` out, or prepare a store of so many channels",
             code="channels",
         )
-    filled = replace(encoder, channels=channels)
-    if encoder.default_spacing_mm is None:
-        filled = replace(filled, default_spacing_mm=store.median_spacing_mm)
-    if encoder.positions == "learned" and encoder.learned_grid is None:
-        grid = tuple(
-            -(-size // patch) for size, patch in zip(data.crop_size, encoder.patch, strict=True)
-        )
-        filled = replace(filled, learned_grid=(grid[0], grid[1], grid[2]))
-    return filled
+    return completed(
+        encoder,
+        channels=channels,
+        crop_size=data.crop_size,
+        spacing_mm=store.median_spacing_mm,
+    )
 
 
 @contextmanager

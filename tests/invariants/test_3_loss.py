@@ -1,7 +1,7 @@
 """Invariant 3: the loss looks only where it should.
 
 With the prediction held fixed, the target is changed voxel by voxel. Tried with these breaks, each
-of which fails here: the mask transposed in space (x and z of the token grid exchanged); the valid
+of which fails here: the target cut into patches with x and z exchanged; the valid
 map not multiplied into the weights; the index of visible tokens used for the target.
 """
 

@@ -246,3 +246,31 @@ def test_without_channels_in_the_config_there_is_one() -> None:
     network = VolumeViT(replace(SMALL, channels=None))
 
     assert network.channels == network.config.channels == 1
+
+
+# Xavier: uniform up to the root of 6 / (24 + 96), so a deviation of the root of 2 / 120
+@pytest.mark.parametrize(("how", "deviation"), [("xavier", (2 / 120) ** 0.5), ("normal", 0.02)])
+def test_linear_maps_are_drawn_as_the_config_says(how: str, deviation: float) -> None:
+    network = encoder(initialisation=how)
+
+    for block in network.blocks:
+        weights = block.mlp.widen.weight
+        assert weights.std().item() == pytest.approx(deviation, rel=0.1)
+        assert (block.mlp.widen.bias == 0).all()
+
+
+def test_the_mlps_width_and_the_qkv_bias_follow_the_config() -> None:
+    block = encoder(mlp_ratio=2.5, qkv_bias=False).blocks[0]
+
+    assert block.mlp.widen.out_features == 60
+    assert block.attention.qkv.bias is None
+
+
+@pytest.mark.parametrize("kind", ["sincos_mm", "rotary_mm"])
+def test_wavelengths_follow_the_config(kind: str) -> None:
+    voxels = crop()
+
+    one = encoder(positions=kind, wavelengths_mm=(7.0, 70.0))(voxels).tokens
+    other = encoder(positions=kind, wavelengths_mm=(9.0, 700.0))(voxels).tokens
+
+    assert not torch.allclose(one, other, atol=1e-3)

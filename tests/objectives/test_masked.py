@@ -373,3 +373,42 @@ def test_bf16_autocast_gives_nearly_the_same_loss(name: str) -> None:
 
     assert outcome.loss.dtype == torch.float32
     assert outcome.loss.item() == pytest.approx(made(crops, moment()).loss.item(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("how", ["xavier", "normal"])
+def test_the_heads_are_drawn_as_the_encoders_config_says(name: str, how: str) -> None:
+    made = task(name, replace(ENCODER, initialisation=how))  # type: ignore[arg-type]
+
+    head = made.decoder.head if isinstance(made, MaskedAutoencoder) else made.head
+    assert isinstance(head, torch.nn.Linear)
+    deviation = 0.02 if how == "normal" else (2 / (head.in_features + head.out_features)) ** 0.5
+    assert head.weight.std().item() == pytest.approx(deviation, rel=0.1)
+    assert (head.bias == 0).all()
+
+
+@pytest.mark.parametrize(("rounding", "masked"), [("half_up", 29), ("ceil", 29), ("floor", 28)])
+def test_counts_are_rounded_as_the_config_says(rounding: str, masked: int) -> None:
+    # 0.6 of 48 tokens is 28.8; of 24 valid ones, 14.4
+    made = task("mae", mask_ratio=0.6, rounding=rounding)
+    valid = torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[:, :, 8:] = False
+
+    whole = made(batch(), moment()).logs["masked_share"].item()
+    half = made(replace(batch(), valid=valid), moment()).logs["masked_share"].item()
+
+    assert whole == pytest.approx(masked / 48)
+    assert half == pytest.approx((15 if rounding == "ceil" else 14) / 24)
+
+
+def test_blocks_have_the_configs_unit() -> None:
+    made = task("simmim", masking="block", mask_unit=(1, 1, 4), mask_ratio=0.5)
+
+    mask = made(batch((24, 24, 32)), moment(pictures=True)).pictures["mask"]
+
+    tokens = mask[:, ::4, ::4, ::2].float()  # b 6 6 16
+    along_z = (tokens[..., 1:] == tokens[..., :-1]).float().mean()
+    along_x = (tokens[:, 1:] == tokens[:, :-1]).float().mean()
+    # runs of four: neighbours along z agree in 3 of 4 places and by chance; along x by chance alone
+    assert along_z > 0.8
+    assert 0.35 < along_x < 0.65
