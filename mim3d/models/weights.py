@@ -193,7 +193,8 @@ def save_weights(
     """
     from safetensors.torch import save_file
 
-    there = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    # One owner a tensor: the format refuses views and shared memory.
+    there = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
     with whole_file(path) as temporary:
         save_file(there, temporary, metadata=dict(metadata))
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mim3d.foundation.atomic import point, sweep, whole_folder
 from mim3d.foundation.errors import UserError
+from mim3d.models.weights import load_weights, save_weights
 
 FORMAT = 1
 WEIGHTS, STATE, NUMBERS = "weights.safetensors", "state.safetensors", "state.json"
@@ -80,8 +81,8 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         with whole_folder(folder) as temporary:
-            _save(temporary / WEIGHTS, weights, header)
-            _save(temporary / STATE, saved.tensors, {})
+            save_weights(temporary / WEIGHTS, weights, header)
+            save_weights(temporary / STATE, saved.tensors, {})
             checksums = {name: file_digest(temporary / name) for name in (WEIGHTS, STATE)}
             numbers = {"format": FORMAT, "checksums": checksums, **saved.numbers}
             text = json.dumps(numbers, indent=1, allow_nan=False)
@@ -111,7 +112,7 @@ def read_state(folder: Path) -> Saved:
     """
     numbers = _numbers(folder)
     _check(folder, STATE, numbers)
-    tensors, _ = _load(folder / STATE)
+    tensors, _ = load_weights(folder / STATE)
     return Saved(tensors, numbers)
 
 
@@ -122,7 +123,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: the checkpoint is damaged or of another format.
     """
     _check(folder, WEIGHTS, _numbers(folder))
-    return _load(folder / WEIGHTS)
+    return load_weights(folder / WEIGHTS)
 
 
 def _numbers(folder: Path) -> dict[str, Any]:
@@ -153,22 +154,6 @@ def _damaged(folder: Path, name: str) -> UserError:
         remedy="restore the file, or start the run again with `--overwrite`",
         code="checkpoint-damaged",
     )
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    import safetensors.torch
-
-    # One owner a tensor: the format refuses views and shared memory.
-    own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    safetensors.torch.save_file(own, str(path), metadata=dict(header) or None)
-
-
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    import safetensors
-
-    with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, dict(file.metadata() or {})
 
 
 def file_digest(path: Path) -> str:

@@ -371,7 +371,8 @@ class _Loop:
                     weights=self.standing.weights(),
                     header=self.header,
                     saved=self.standing.saved(world=self.machine.world),
-                    is_best=is_best,
+                    # Where nothing chooses, the best is the last.
+                    is_best=is_best or all(v.best is None for v in self.validators),
                 )
                 self.run.progress(self.position.step, self.training.steps)
             self.machine.barrier()
