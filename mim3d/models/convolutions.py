@@ -28,6 +28,37 @@ def instance_norm(features: Tensor) -> Tensor:
     return F.instance_norm(features)
 
 
+THINNEST_GRID = 3
+"""Voxels along the shortest side below which a convolution on the CPU runs in float32.
+
+torch 2.13's bf16 kernel reads memory it was never given on grids such as 2 x 12 x 12, or 12 x 1 x 12
+with a stride: the gradient of the weights is then wrong by orders, mostly without being NaN, and
+once the process died. Sides of 3 and more were right in every shape tried, as were kernels of 1 and
+transposed convolutions. `tests/models/test_convolutions.py` holds the shapes.
+"""
+
+
+class Conv3(nn.Conv3d):
+    """A convolution with a kernel of 3 cubed that keeps the grid, or halves it by its stride."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: Triple = (1, 1, 1),
+        *,
+        bias: bool = False,
+    ) -> None:
+        super().__init__(channels_in, channels_out, 3, stride, padding=1, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`b c x y z` to the same grid, divided by the stride."""
+        if features.device.type == "cpu" and min(features.shape[2:]) < THINNEST_GRID:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(features.float())
+        return super().forward(features)
+
+
 def upsample(channels_in: int, channels_out: int, stride: Triple) -> nn.Module:
     """A transposed convolution whose kernel is its stride; a linear map where that is 1."""
     return nn.ConvTranspose3d(channels_in, channels_out, stride, stride, bias=False)
@@ -38,8 +69,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: Triple = (1, 1, 1)) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels_in, channels_out, 3, stride, padding=1, bias=False)
-        self.conv2 = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv1 = Conv3(channels_in, channels_out, stride)
+        self.conv2 = Conv3(channels_out, channels_out)
         self.shortcut: nn.Module | None = None
         if channels_in != channels_out or stride != (1, 1, 1):
             self.shortcut = nn.Conv3d(channels_in, channels_out, 1, stride, bias=False)
@@ -57,7 +88,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.conv = Conv3(channels_in, channels_out)
 
     def forward(self, features: Tensor) -> Tensor:
         """`b c x y z` to as many channels as were asked for."""

@@ -13,6 +13,7 @@ from mim3d.config.sections import DecoderConfig, Triple
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.convolutions import (
     SLOPE,
+    Conv3,
     ConvBlock,
     ResidualBlock,
     depth_to_space,
@@ -74,10 +75,9 @@ class HybridDecoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(size, size) for size in sizes[:-1])
         self.dropout = nn.Dropout3d(config.dropout)
         self.out = nn.Conv3d(features, outputs * sub_voxels, 1)
-        self.detail = nn.Conv3d(
-            features // sub_voxels + encoder.channels, config.feature_size // 2, 3, padding=1
-        )
-        self.correction = nn.Conv3d(config.feature_size // 2, outputs, 3, padding=1)
+        narrow = config.feature_size // 2
+        self.detail = Conv3(features // sub_voxels + encoder.channels, narrow, bias=True)
+        self.correction = Conv3(narrow, outputs, bias=True)
         with torch.no_grad():
             for parameter in (self.out.weight, self.out.bias):
                 assert parameter is not None

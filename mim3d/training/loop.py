@@ -81,6 +81,7 @@ def fit(
         StoppedError: loss or gradient were not finite too often.
         UserError: the run's checkpoint is damaged.
     """
+    check_numbers(optim, training)
     machine = fabric.start(training)
     parts = machine.world * training.accumulation
     if training.batch_size % parts:
@@ -102,6 +103,27 @@ def fit(
     except BaseException as error:
         run.end(error)
         raise
+
+
+def check_numbers(optim: OptimConfig, training: TrainingConfig) -> None:
+    """Raises `ConfigError` for numbers with which nothing can be trained."""
+    wrong = {
+        "training.steps": training.steps < 1,
+        "training.batch_size": training.batch_size < 1,
+        "training.accumulation": training.accumulation < 1,
+        "training.checkpoint_every": training.checkpoint_every < 1,
+        "training.log_every": training.log_every < 1,
+        "optim.lr": optim.lr <= 0,
+        "optim.ema": not 0 <= optim.ema < 1,
+        "optim.warmup_steps": optim.warmup_steps < 0,
+        "optim.weight_decay": optim.weight_decay < 0,
+        "optim.layer_decay": not 0 < optim.layer_decay <= 1,
+    }
+    for key, is_wrong in wrong.items():
+        if is_wrong:
+            section, name = key.split(".")
+            value = getattr({"training": training, "optim": optim}[section], name)
+            raise ConfigError(f"`{key}` is {value}, with which nothing trains", code="range")
 
 
 class _Loop:

@@ -166,7 +166,7 @@ class Run:
         if isinstance(error, KeyboardInterrupt):
             return
         state = "failed"
-        if isinstance(error, Interrupted):
+        if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
             state = "interrupted"
         elif isinstance(error, StoppedError):
             state = "stopped"

@@ -14,6 +14,7 @@ from mim3d.data.store import Store, open_store
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import generator
 from mim3d.models.presets import completed
+from mim3d.training.loop import FitResult
 
 
 def store_of(data: DataConfig) -> Store:
@@ -78,3 +79,8 @@ def preparation_record(store: Store, cases: tuple[str, ...], verb: str) -> dict[
 def run_folder(out: str | None, verb: str, name: str) -> Path:
     """Where a run goes: `--out`, or `runs/<verb>-<config name>`."""
     return Path(out) if out is not None else Path("runs") / f"{verb}-{name}"
+
+
+def skipped(done: FitResult) -> str:
+    """What a training says of steps it left out because something was not finite."""
+    return f"; {done.skipped:,} steps were skipped as not finite" if done.skipped else ""

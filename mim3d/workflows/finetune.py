@@ -35,6 +35,7 @@ from mim3d.workflows.assembly import (
     preparation_record,
     resolved_encoder,
     run_folder,
+    skipped,
     store_of,
 )
 from mim3d.workflows.loading import PREPARATION, encoder_of, network_of, scheme_of, start_from
@@ -158,11 +159,17 @@ def resolved(
         if is_said and field not in LEARNING_FIELDS and value != getattr(found, field):
             raise ConfigError(
                 f"`encoder.{field}` is {value}, but `{config.init}` has {getattr(found, field)}",
-                remedy=f"leave `encoder.{field}` out: with `--init` it comes from the run",
+                remedy=f"add `--encoder.{field} {_typed(getattr(found, field))}`, or take "
+                f"`encoder.{field}` out of the config: then it comes from the run",
                 code="encoder-differs",
             )
     taken = replace(found, **{field: getattr(asked, field) for field in LEARNING_FIELDS})
     return replace(config, encoder=resolved_encoder(taken, config.data, store))
+
+
+def _typed(value: object) -> str:
+    """A setting as one types it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 LEARNING_FIELDS = ("drop_path", "attention_dropout", "checkpointing")
@@ -282,7 +289,7 @@ def _validators(
 
 
 def _result(done: FitResult, results: dict[str, Any], folder: str) -> Result:
-    text = f"fine-tuned for {done.steps:,} steps; last loss {done.loss:.4f}"
+    text = f"fine-tuned for {done.steps:,} steps; last loss {done.loss:.4f}{skipped(done)}"
     numbers = done.validation.get("validation", {})
     if "dice" in numbers:
         text += (

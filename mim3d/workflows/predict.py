@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,29 @@ class _Job:
 
     case: Case
     output: Path
+
+    @cached_property
+    def keys(self) -> tuple[str | None, ...]:
+        """Hash of each image's content; None where a file is missing."""
+        return tuple(content_key(path) if path.exists() else None for path in self.case.images)
+
+    @property
+    def source(self) -> str | None:
+        """The key under which a run remembers what it was trained on; None if a file is missing."""
+        if None in self.keys:
+            return None
+        return image_key({"images": [{"key": key} for key in self.keys]})
+
+    def is_there(self, config: PredictConfig) -> bool:
+        """Whether all that is asked for has been written."""
+        wanted = [self.output]
+        wanted += [self.probabilities] if config.inference.save_probabilities else []
+        wanted += [self.picture] if config.pictures else []
+        return all(path.is_file() for path in wanted)
+
+    @property
+    def picture(self) -> Path:
+        return self.output.parent / "pictures" / f"{self.case.case_id}.png"
 
     @property
     def probabilities(self) -> Path:
@@ -105,8 +128,8 @@ def predict(
     refused: list[str] = []
     began = time.monotonic()
     for done, job in enumerate(jobs):
-        key = {**_key(job, settings), "trained_on": _source(job) in trained}
-        if record.get(job.output.name) == key and job.output.is_file():
+        key = {**_key(job, settings), "trained_on": job.source in trained}
+        if record.get(job.output.name) == key and job.is_there(config):
             continue
         spent = time.monotonic() - began
         left = f", {duration(spent / done * (len(jobs) - done))} left" if done else ""
@@ -170,7 +193,7 @@ def _predict_one(
 def _draw(job: _Job, volume: Volume, labels: Volume, segmenter: Segmenter) -> None:
     assert segmenter.classes is not None
     draw_overlay(
-        job.output.parent / "pictures" / f"{job.case.case_id}.png",
+        job.picture,
         image=np.asarray(volume.voxels[0], np.float32),
         prediction=labels.voxels[0],
         spacing_mm=volume.spacing_mm,
@@ -183,17 +206,10 @@ def _windows(reporter: Reporter, case_id: str, done: int, total: int) -> None:
     reporter.progress(done, total, f"{case_id}: window {done} of {total}")
 
 
-def _source(job: _Job) -> str | None:
-    """The key under which a run remembers what it was trained on; None if a file is missing."""
-    if not all(path.exists() for path in job.case.images):
-        return None
-    return image_key({"images": [{"key": content_key(path)} for path in job.case.images]})
-
-
 def _warn_of_training_cases(
     jobs: Sequence[_Job], trained: Collection[str], reporter: Reporter
 ) -> None:
-    seen = [job.case.case_id for job in jobs if _source(job) in trained]
+    seen = [job.case.case_id for job in jobs if job.source in trained]
     if seen:
         reporter.warn(
             f"{len(seen)} of {len(jobs)} inputs were trained on, their Dice will flatter: "
@@ -213,8 +229,7 @@ def _settings(runs: Sequence[str], config: PredictConfig) -> dict[str, Any]:
 
 def _key(job: _Job, settings: dict[str, Any]) -> dict[str, Any]:
     """What a prediction was made of; JSON types, so that it compares with what was stored."""
-    images = [content_key(path) if path.exists() else None for path in job.case.images]
-    return dict(json.loads(json.dumps({"images": images, **settings})))
+    return dict(json.loads(json.dumps({"images": job.keys, **settings})))
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mim3d.workflows.assembly import (
     preparation_record,
     resolved_encoder,
     run_folder,
+    skipped,
     store_of,
 )
 from mim3d.workflows.loading import PREPARATION, start_from
@@ -151,7 +152,7 @@ def _result(done: FitResult, folder: Path) -> Result:
     facts = {"run": str(folder), **done.as_json()}
     pictures: Sequence[Path] = sorted((folder / "pictures").glob("*.png"))
     return Result(
-        text=f"pre-trained for {done.steps:,} steps; last loss {done.loss:.4f}",
+        text=f"pre-trained for {done.steps:,} steps; last loss {done.loss:.4f}{skipped(done)}",
         facts=facts,
         files=(folder, *pictures[-1:]),
     )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from mim3d.models.convolutions import (
+    Conv3,
     TapPath,
     depth_to_space,
     instance_norm,
@@ -50,3 +51,38 @@ def test_a_tap_path_grows_by_its_strides() -> None:
 
     assert path(torch.randn(1, 6, 2, 3, 5)).shape == (1, 4, 8, 12, 10)
     assert TapPath(6, 4, [])(torch.randn(1, 6, 2, 3, 5)).shape == (1, 4, 2, 3, 5)
+
+
+def _weight_gradient(
+    layer: torch.nn.Conv3d, features: torch.Tensor, *, in_bf16: bool
+) -> torch.Tensor:
+    layer.weight.grad = None
+    # Memory that was just freed is what a kernel reads that goes beyond its input.
+    junk = [torch.full((1000 * k,), 500.0) for k in range(1, 200, 7)]
+    del junk
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+        output = layer(features)
+    output.float().square().mean().backward()
+    assert layer.weight.grad is not None
+    return layer.weight.grad.clone()
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
+@pytest.mark.parametrize(
+    "size",
+    [(1, 1, 1), (2, 2, 2), (2, 3, 3), (2, 12, 12), (12, 1, 12), (12, 12, 1), (3, 3, 3), (5, 4, 6)],
+)
+def test_thin_grids_have_the_same_gradient_in_bf16(
+    size: tuple[int, int, int], stride: tuple[int, int, int]
+) -> None:
+    """With `nn.Conv3d` in place of `Conv3`, grids of 2 x 12 x 12 are wrong by a factor of 100."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        layer = Conv3(32, 16, stride)
+        features = torch.randn(2, 32, *size)
+
+        expected = _weight_gradient(layer, features, in_bf16=False)
+        found = _weight_gradient(layer, features, in_bf16=True)
+
+        # bf16 has three digits.
+        assert float((found - expected).norm() / expected.norm()) < 0.05

@@ -262,6 +262,6 @@ def _label_error(value: Any, place: str, table: NDArray[np.int64] | None) -> Vol
         expected = f"the classes {known}"
     return VolumeError(
         f"its value {value:.9g} at voxel {place} is no label: {expected} are expected",
-        remedy="correct the label map, or name the value with `--data.ignore_label`",
+        remedy="correct the label map, or name the value among the labels of `dataset.json`",
         code="label-value",
     )
