@@ -31,10 +31,10 @@ def instance_norm(features: Tensor) -> Tensor:
 THINNEST_GRID = 3
 """Voxels along the shortest side below which a convolution on the CPU runs in float32.
 
-torch 2.13's bf16 kernel reads memory it was never given on grids such as 2 x 12 x 12, or 12 x 1 x 12
-with a stride: the gradient of the weights is then wrong by orders, mostly without being NaN, and
-once the process died. Sides of 3 and more were right in every shape tried, as were kernels of 1 and
-transposed convolutions. `tests/models/test_convolutions.py` holds the shapes.
+torch 2.13's bf16 kernel reads memory it was never given on grids such as 2 x 12 x 12, or with a
+stride 12 x 1 x 12: the gradient of the weights is then wrong by orders, mostly without being NaN,
+and once the process died. Sides of 3 and more were right in every shape tried, as were kernels of
+1 and transposed convolutions. `tests/models/test_convolutions.py` holds the shapes.
 """
 
 

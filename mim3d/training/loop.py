@@ -113,7 +113,7 @@ def check_numbers(optim: OptimConfig, training: TrainingConfig) -> None:
         "training.accumulation": training.accumulation < 1,
         "training.checkpoint_every": training.checkpoint_every < 1,
         "training.log_every": training.log_every < 1,
-        "optim.lr": optim.lr <= 0,
+        "optim.lr": optim.lr < 0,
         "optim.ema": not 0 <= optim.ema < 1,
         "optim.warmup_steps": optim.warmup_steps < 0,
         "optim.weight_decay": optim.weight_decay < 0,
