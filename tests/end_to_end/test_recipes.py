@@ -35,6 +35,8 @@ ONE = PhantomRule(shape=(100, 98, 97), spacing_mm=(1, 1, 1), organs=2, tumour=Tr
 PRETRAINING = {
     "mimmed3d_mae_btcv": "btcv",
     "mimmed3d_simmim_btcv": "btcv",
+    "mimmed3d_mae_brats21_t1": "one",
+    "mimmed3d_mae_brats21_t1ce": "one",
     "mimmed3d_simmim_brats21_t1": "one",
     "mimmed3d_simmim_brats21_t1ce": "one",
     "selfmedmae_btcv_m0125": "btcv",
