@@ -164,7 +164,7 @@ VERBS: dict[str, Verb] = {
         summary="the whole path on a synthetic cohort, in minutes and without data",
         story="Makes a small labelled cohort, pre-trains on it, fine-tunes from the pre-trained "
         "encoder and from scratch, predicts, evaluates, and prints a table and the pictures.",
-        examples=("mim3d demo", "mim3d demo --out /tmp/demo --seed 1"),
+        examples=("mim3d demo", "mim3d demo --out demo-1 --seed 1"),
         run=_demo,
         config=DemoConfig,
         switches=frozenset({"out", "overwrite", "json"}),

@@ -58,15 +58,17 @@ def title(kind: type) -> str:
 def nearest(key: str, kind: type) -> str | None:
     """The dotted key that was probably meant, or None.
 
-    First a key with the same last part elsewhere (`lr` for `optim.lr`), then the most similar key
-    as a whole, then the one whose last part is most similar.
+    First a key with the same last part elsewhere (`lr` for `optim.lr`), then a section's own name
+    (`trainng`), then the most similar key as a whole, then the one whose last part is most similar.
     """
     known = settings(kind)
     last = key.rpartition(".")[2]
     same = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
     if same:
         return difflib.get_close_matches(key, same, n=1, cutoff=0.0)[0]
-    return similar(key, known) or _by_last_part(last, known)
+    sections = dict.fromkeys(known_key.partition(".")[0] for known_key in known if "." in known_key)
+    section = similar(key, sections) if "." not in key else None
+    return section or similar(key, known) or _by_last_part(last, known)
 
 
 def _by_last_part(last: str, known: typing.Iterable[str]) -> str | None:

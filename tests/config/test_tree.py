@@ -42,3 +42,8 @@ def test_settings_are_all_fields_by_dotted_key():
 def test_a_dotted_key_gives_its_value_and_a_class_its_title():
     assert value_of(FinetuneConfig(), "data.placement") == "label"
     assert title(FinetuneConfig) == "finetune"
+
+
+def test_a_misspelt_section_is_answered_with_the_section() -> None:
+    assert nearest("trainng", PretrainConfig) == "training"
+    assert nearest("encodr", PretrainConfig) == "encoder"
