@@ -12,7 +12,8 @@ from fractions import Fraction
 from math import ceil
 
 from mim3d.config.sections import DataConfig
-from mim3d.data.store.folder import Store, StoreEntry
+from mim3d.data.store.entry import StoreEntry
+from mim3d.data.store.folder import Store
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import generator
 

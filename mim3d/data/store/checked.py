@@ -11,19 +11,17 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.data.intensity import Normalisation
+from mim3d.data.store.entry import StoreEntry
 from mim3d.data.store.layout import CHUNK, FORMAT
 from mim3d.data.store.writing import SAMPLED_VOXELS
 from mim3d.foundation.errors import ResourceError, UserError
-
-if TYPE_CHECKING:
-    from mim3d.data.store.folder import StoreEntry
 
 BLOSC, LZF, SHUFFLE = 32001, 32000, 2
 """HDF5's numbers of the filters a store uses."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.data.intensity import Normalisation
 from mim3d.data.store.checked import CheckedFile
+from mim3d.data.store.entry import StoreEntry
 from mim3d.data.store.layout import case_path
 from mim3d.data.store.writing import intensities
-
-if TYPE_CHECKING:
-    from mim3d.data.store.folder import StoreEntry
 
 Triple = tuple[int, int, int]
 
