@@ -26,6 +26,7 @@ from mim3d.data.prepare import VolumeRule, prepare_store, prepare_volume, rebuil
 from mim3d.data.prepare.job import Work, refuse
 from mim3d.data.store import Store
 from mim3d.data.volume import Origin, Volume
+from mim3d.foundation.atomic import temporary_name
 from mim3d.foundation.errors import ConfigError, ResourceError, UserError, VolumeError
 from mim3d.foundation.reporting import Silent
 
@@ -810,4 +811,17 @@ def test_four_contrasts_of_a_glioma_share_one_crop(shared, tmp_path):
     assert digest
     assert store.fingerprint["classes"][3]["ml"]["median"] == pytest.approx(
         (whole == 4).sum() * 8e-3
+    )
+
+
+def test_what_another_process_is_just_writing_is_left_alone(cohort, tmp_path):
+    prepare_store(cohort, tmp_path / "store", _config())
+    writing = temporary_name(tmp_path / "store/cases/phantom_000.json")
+    writing.write_text("{")
+
+    prepare_store(cohort, tmp_path / "store", _config())
+
+    assert writing.exists()
+    assert len(Store(tmp_path / "store").cases) == len(
+        list((tmp_path / "store/cases").glob("*.h5"))
     )

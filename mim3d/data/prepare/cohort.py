@@ -16,7 +16,7 @@ from mim3d.data.prepare.job import Work, refuse
 from mim3d.data.prepare.pool import run
 from mim3d.data.prepare.printed import fingerprint_lines, plan_lines
 from mim3d.data.prepare.summary import cohort_facts, rebuild
-from mim3d.data.store.layout import CASES, MANIFEST, read_json, sidecar_path
+from mim3d.data.store.layout import CASES, MANIFEST, read_json, sidecar_path, sidecar_paths
 from mim3d.foundation.atomic import sweep
 from mim3d.foundation.errors import ConfigError, ExitCode, UserError
 from mim3d.foundation.reporting import Reporter, Silent, duration
@@ -148,7 +148,7 @@ def _check_same_cohort(folder: Path, cohort: Cohort) -> None:
         raise UserError(f"`{folder}` is a file", remedy="choose another --out", code="out")
     if not folder.is_dir():
         return
-    there = {path.stem for path in (folder / CASES).glob("*.json")}
+    there = {path.stem for path in sidecar_paths(folder)}
     mine = {sidecar_path(folder, case.case_id).stem for case in cohort.cases}
     if there and not there & mine:
         raise ConfigError(
@@ -262,7 +262,7 @@ def _prepare_all(
 def _forget_others(folder: Path, cohort: Cohort, reporter: Reporter) -> None:
     """Removes cases that the source no longer has."""
     mine = {sidecar_path(folder, case.case_id).name for case in cohort.cases}
-    gone = [path for path in (folder / CASES).glob("*.json") if path.name not in mine]
+    gone = [path for path in sidecar_paths(folder) if path.name not in mine]
     for path in gone:
         path.unlink(missing_ok=True)
         path.with_suffix(".h5").unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import Cohort
 from mim3d.data.splits import held_out
 from mim3d.data.store.layout import (
-    CASES,
     FINGERPRINT,
     FORMAT,
     MANIFEST,
@@ -21,6 +20,7 @@ from mim3d.data.store.layout import (
     case_path,
     read_json,
     sidecar_path,
+    sidecar_paths,
 )
 from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.versions import versions
@@ -54,7 +54,7 @@ def rebuild(folder: Path | str) -> dict[str, Any]:
         UserError: a damaged sidecar, or more classes than a store can hold.
     """
     folder = Path(folder)
-    sidecars = [read_json(path) for path in sorted((folder / CASES).glob("*.json"))]
+    sidecars = [read_json(path) for path in sidecar_paths(folder)]
     sidecars.sort(key=lambda sidecar: str(sidecar["case_id"]))
     sidecars = _of_one_channel_count(folder, sidecars)
     good = [sidecar for sidecar in sidecars if "refused" not in sidecar]

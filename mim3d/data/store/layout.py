@@ -8,6 +8,7 @@ import string
 from pathlib import Path
 from typing import Any
 
+from mim3d.foundation.atomic import TEMPORARY
 from mim3d.foundation.errors import UserError
 
 FORMAT = 1
@@ -73,3 +74,9 @@ def read_json(path: Path) -> Any:
             remedy="run the `mim3d prepare` that made this store again",
             code="damaged-store",
         ) from None
+
+
+def sidecar_paths(folder: Path) -> list[Path]:
+    """The sidecars of a store, sorted, without those another process is just writing."""
+    found = sorted((folder / CASES).glob("*.json"))
+    return [path for path in found if not path.name.startswith(TEMPORARY)]
