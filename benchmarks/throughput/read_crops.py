@@ -1,4 +1,7 @@
-"""A crop out of a volume on disk, and a network slid over a volume in memory."""
+"""A crop out of a volume on disk, against MONAI's reader and its cache in memory.
+
+OMP_NUM_THREADS=1 python benchmarks/throughput/read_crops.py
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,23 @@ from typing import Any
 import counterparts
 import numpy as np
 import torch
-from race import SHIPPED, TUNED, Contestant, Job, require
-from torch import Tensor, nn
-from training_steps import CLASSES, SIDE, Triple, segmenter, synthetic
+from script import run
+from steps import SIDE, Triple, synthetic
+from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, InferenceConfig
 from mim3d.foundation.randomness import generator
-from mim3d.inference.sliding_window import slide
+from mim3d.workflows.throughput.race import SHIPPED, TUNED, Contestant, Job, require
 
 VOLUME: Triple = (256, 256, 160)
 """What crops are cut from, int16."""
-SCAN: Triple = (160, 160, 96)
-"""What the window is slid over."""
 CROP: Triple = (SIDE, SIDE, SIDE)
 CHECKED = 3
 """Crops that are compared before the race."""
 MANY = 50
 """Crops between two looks at the clock, where one takes about a millisecond."""
-SLIDING = InferenceConfig(overlap=0.25, windows_per_batch=4)
-"""The overlap is MONAI's default."""
 
 
-def cropping(device: torch.device) -> Iterator[Job]:
+def jobs(device: torch.device) -> Iterator[Job]:
     """96³ voxels of a volume in the file's own intensities, float32, from a warm page cache.
 
     MONAI has no store: as shipped it reads the whole file for every crop; tuned it keeps the volume
@@ -128,70 +126,5 @@ def write_volume(path: Path) -> Path:
     return path
 
 
-def sliding(device: torch.device) -> Iterator[Job]:
-    """Class indices of a volume by one network, and by one with a cheaper decoder."""
-    torch.manual_seed(0)
-    voxels = synthetic(SCAN, 0)[None].to(device)
-    network = segmenter("small", counterparts.PUBLISHED).to(device).eval()
-    cheaper = segmenter("small", DecoderConfig("half")).to(device).eval()
-    plain, fast = ours(network, voxels, bf16=False), ours(network, voxels, bf16=True)
-    half = ours(cheaper, voxels, bf16=True)
-    labels = [one(0) for one in (plain, fast, half)]
-    others, equal, close = [], counterparts.ABSENT, counterparts.ABSENT
-    if counterparts.has_monai():
-        others = their_windows(network, voxels)
-        expected = others[0].call(0)
-        share, close_share = (float((found == expected).float().mean()) for found in labels[:2])
-        equal = f"{share:.4%} of labels"
-        close = f"{close_share:.2%} of labels, at random weights"
-        require(share > 0.9999, f"labels of windows: {equal}")
-    contestants = [
-        *others,
-        Contestant("mim3d, `unetr`: fp32", plain, equal),
-        Contestant("mim3d, `unetr`: bf16", fast, close),
-        Contestant("mim3d, `half`: bf16", half, counterparts.OTHER_NETWORK),
-    ]
-    size = " x ".join(map(str, SCAN))
-    what = f"UNETR small/16, {CLASSES} classes, {size}, overlap {SLIDING.overlap}"
-    yield Job("window", what, contestants, is_warm=True)
-
-
-def their_windows(network: nn.Module, voxels: Tensor) -> list[Contestant]:
-    """MONAI's sliding window over the same network."""
-    plain, fast = (theirs(network, voxels, bf16=bf16) for bf16 in (False, True))
-    return [
-        Contestant(f"{SHIPPED}: fp32", plain, "reference"),
-        Contestant(f"{TUNED}: bf16", fast, "the same network"),
-    ]
-
-
-def ours(network: nn.Module, voxels: Tensor, *, bf16: bool) -> Callable[[int], Tensor]:
-    """Our sliding window, from `c x y z` to class indices `x y z`."""
-
-    def predict(crops: Tensor, spacing_mm: Tensor, valid: Tensor | None) -> Tensor:
-        with torch.autocast(voxels.device.type, torch.bfloat16, enabled=bf16):
-            logits: Tensor = network(crops, spacing_mm, valid)
-        return logits
-
-    @torch.inference_mode()
-    def call(_: int) -> Tensor:
-        logits = slide(voxels, predict, SLIDING, window=CROP, spacing_mm=(1.0, 1.0, 1.0))
-        return logits.argmax(0)
-
-    return call
-
-
-def theirs(network: nn.Module, voxels: Tensor, *, bf16: bool) -> Callable[[int], Tensor]:
-    """MONAI's `sliding_window_inference` with the same windows and weights, to class indices."""
-    infer = counterparts.monai("inferers").sliding_window_inference
-
-    @torch.inference_mode()
-    def call(_: int) -> Tensor:
-        with torch.autocast(voxels.device.type, torch.bfloat16, enabled=bf16):
-            logits: Tensor = infer(
-                voxels[None], CROP, SLIDING.windows_per_batch, network,
-                overlap=SLIDING.overlap, mode=SLIDING.weights,
-            )  # fmt: skip
-        return logits[0].argmax(0)
-
-    return call
+if __name__ == "__main__":
+    run(__doc__, jobs)
