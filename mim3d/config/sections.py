@@ -153,6 +153,12 @@ class MaskedConfig:
     """Weight of the loss at visible tokens beside 1 at masked ones."""
     air_weight: float = 1.0
     """Weight of air in the loss: 0 leaves it out. Air is what lies below the body's threshold."""
+    decoder: Literal["full", "cross"] = "full"
+    """MAE's decoder: `full` is self-attention over visible and mask tokens; `cross` is attention
+    from mask tokens to visible ones alone (CrossMAE, arXiv:2401.14391)."""
+    decode_fraction: float = 1.0
+    """Share of the masked tokens that is predicted in a step, drawn anew each time; below 1 with
+    `decoder: cross` alone."""
     decoder_width: int = 384
     """Width of MAE's decoder."""
     decoder_depth: int = 4
@@ -244,6 +250,9 @@ class TrainingConfig:
     """`auto` is bf16 autocast where the device does bf16 in hardware, else fp32."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share a run: `ddp` keeps all weights in each, `fsdp` (FSDP2) a part in
+    each, for models that do not fit; `auto` is `ddp`. A run may go on with another one."""
     threads: int | None = None
     """Threads of a CPU process; none leaves torch's choice."""
     compile: bool = False

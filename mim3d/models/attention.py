@@ -1,4 +1,4 @@
-"""Self-attention in three implementations that agree, and the rule that chooses one.
+"""Attention in three implementations that agree, and the rule that chooses one.
 
 Measured on a server CPU with torch 2.13: in bf16 the fused kernel is three times slower than two
 matrix products below a thousand tokens; above, one matrix a head keeps the scores in the cache and
@@ -28,13 +28,22 @@ ACCELERATOR: Implementation = "sdpa"
 """Everywhere else."""
 
 
+class Context(NamedTuple):
+    """What tokens look at, where that is not themselves."""
+
+    tokens: Tensor
+    """`b k d`, normalised."""
+    rotation: Rotation | None = None
+    """Rotary positions of the k tokens."""
+
+
 class Attended(NamedTuple):
     """What attention gives."""
 
     tokens: Tensor
     """`b n d`."""
     attention: Tensor | None
-    """`b h n n`, rows sum to 1, detached; None unless asked for."""
+    """`b h n k`, rows sum to 1, detached; None unless asked for."""
 
 
 def choose_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> Implementation:
@@ -43,7 +52,7 @@ def choose_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> I
     Args:
         device: where queries lie.
         dtype: of queries, after autocast.
-        tokens: length of a sequence, prefix included.
+        tokens: length of the longer of the two sequences, prefix included.
     """
     if device.type != "cpu":
         return ACCELERATOR
@@ -67,7 +76,7 @@ def padding_bias(valid: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) with optional rotary positions.
+    """Multi-head attention (Vaswani et al. 2017) with optional rotary positions.
 
     Stores `qkv` (`(3 h e) d`, the three parts slowest) and `out` (`d d`).
 
@@ -96,21 +105,29 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         valid: Tensor | None = None,
         wants_map: bool = False,
+        context: Context | None = None,
     ) -> Attended:
-        """Lets every token look at all valid ones.
+        """Lets every token look at all valid ones, or at those of a context.
 
         Args:
             tokens: `b n d`.
             rotation: rotary positions of the n tokens.
-            valid: `b n` bool, tokens that may be looked at; none is all.
+            valid: `b k` bool, tokens that may be looked at; none is all.
             wants_map: whether the attention weights are returned.
+            context: k tokens that are looked at; none is the tokens themselves.
         """
         b, n, d = tokens.shape
-        # b n (3 h e) -> 3 b h n e
-        qkv = self.qkv(tokens).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        queries, keys, values = qkv.unbind(0)
+        seen_rotation = rotation if context is None else context.rotation
+        if context is None:
+            queries, keys, values = self._parts(self.qkv(tokens), 3)
+        else:
+            to_query, to_rest, query_bias, rest_bias = self._maps()
+            (queries,) = self._parts(F.linear(tokens, to_query, query_bias), 1)
+            keys, values = self._parts(F.linear(context.tokens, to_rest, rest_bias), 2)
         if rotation is not None:
-            queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+            queries = rotate(queries, rotation)
+        if seen_rotation is not None:
+            keys = rotate(keys, seen_rotation)
         bias = None if valid is None else padding_bias(valid, queries.dtype)
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -122,10 +139,24 @@ class Attention(nn.Module):
         joined = attended.transpose(1, 2).reshape(b, n, d)  # b h n e -> b n (h e)
         return Attended(self.out(joined), None if weights is None else weights.detach())
 
+    def _parts(self, mapped: Tensor, count: int) -> tuple[Tensor, ...]:
+        """`b n (count h e)` as `count` tensors `b h n e`."""
+        b, n, width = mapped.shape
+        split = mapped.reshape(b, n, count, self.heads, width // (count * self.heads))
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _maps(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The map to queries and the one to keys and values, with their biases."""
+        weight, bias, width = self.qkv.weight, self.qkv.bias, self.qkv.in_features
+        if bias is None:
+            return weight[:width], weight[width:], None, None
+        return weight[:width], weight[width:], bias[:width], bias[width:]
+
     def _attend(
         self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, dropout: float
     ) -> Tensor:
-        way = choose_attention(queries.device, queries.dtype, queries.shape[2])
+        longest = max(queries.shape[2], keys.shape[2])
+        way = choose_attention(queries.device, queries.dtype, longest)
         if way == "per_head" and not dropout and not torch.compiler.is_compiling():
             return per_head(queries, keys, values, bias)
         if way == "sdpa":
@@ -135,12 +166,12 @@ class Attention(nn.Module):
 
 
 def attention_weights(queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Softmax over keys of the scaled scores, `... n n`, in the queries' precision.
+    """Softmax over keys of the scaled scores, `... n k`, in the queries' precision.
 
     Args:
         queries: `... n e`.
-        keys: `... n e`.
-        bias: broadcast to `... n n`.
+        keys: `... k e`.
+        bias: broadcast to `... n k`.
     """
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     if bias is not None:
@@ -156,9 +187,9 @@ def per_head(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None 
 
     Args:
         queries: `b h n e`.
-        keys: `b h n e`.
-        values: `b h n e`.
-        bias: `b 1 1 n` or None; gets no gradient.
+        keys: `b h k e`.
+        values: `b h k e`.
+        bias: `b 1 1 k` or None; gets no gradient.
 
     Returns:
         `b h n e`.
@@ -174,7 +205,7 @@ class _PerHead(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(queries, keys, values)
         ctx.bias = bias
-        result = torch.empty_like(values, memory_format=torch.contiguous_format)
+        result = torch.empty_like(queries, memory_format=torch.contiguous_format)
         for i, j, extra in _heads(queries, bias):
             weights = attention_weights(queries[i, j], keys[i, j], extra)
             torch.mm(weights, values[i, j], out=result[i, j])

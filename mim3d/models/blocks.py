@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.models.attention import Attended, Attention
+from mim3d.models.attention import Attended, Attention, Context
 from mim3d.tokens.positions import Rotation
 
 
@@ -99,10 +99,15 @@ class Block(nn.Module):
         rotation: Rotation | None = None,
         valid: Tensor | None = None,
         wants_map: bool = False,
+        context: Context | None = None,
     ) -> Attended:
         """The residual stream after this block, `b n d`; arguments as `Attention`'s."""
         attended = self.attention(
-            self.norm1(tokens), rotation=rotation, valid=valid, wants_map=wants_map
+            self.norm1(tokens),
+            rotation=rotation,
+            valid=valid,
+            wants_map=wants_map,
+            context=context,
         )
         tokens = tokens + self.drop_path(self.scale1(attended.tokens))
         tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))

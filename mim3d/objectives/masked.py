@@ -12,7 +12,7 @@ from mim3d.config.sections import MaskedConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
-from mim3d.models.mae_decoder import MaeDecoder
+from mim3d.models.mae_decoder import DECODERS
 from mim3d.models.vit import HiddenStates, Replacement, VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.panels import reconstruction
@@ -21,11 +21,14 @@ from mim3d.tokens.gather import gather
 from mim3d.tokens.grid import TokenGrid
 from mim3d.tokens.masking import (
     STRATEGIES,
+    Picked,
     Strategy,
     TokenSplit,
-    both_real,
     count,
     is_masked,
+    joined,
+    noise,
+    sampled,
     split_tokens,
 )
 from mim3d.tokens.patches import PaddedCrop, pad_to_patches, patchify
@@ -37,7 +40,8 @@ class Question:
 
     Args:
         split: the partition of the tokens.
-        index: `b q`, the tokens that are predicted: the masked, behind the visible if these count.
+        index: `b q`, the tokens that are predicted: the masked or a part of them, behind the
+            visible if these count.
         real: `b q` bool, False where a shorter sample is filled up; None where none is.
         target: the truth at those.
         weights: `b q p` or broadcast to it, what each voxel counts; None is all alike.
@@ -64,6 +68,7 @@ class Masked(Task):
             names = ", ".join(STRATEGIES)
             raise ConfigError(f"`objective.masking {config.masking}` is not one of {names}")
         count(config.mask_ratio, 1, config.rounding)  # refuses a bad ratio before the first step
+        _check_decoding(config)
         self.config = config
         self.encoder = encoder
         self.strategy: Strategy = STRATEGIES[config.masking](config.mask_unit)
@@ -84,7 +89,7 @@ class Masked(Task):
         """
         crop = pad_to_patches(batch.voxels, batch.valid, self.encoder.patch)
         split = self._split(crop, moment.keys(batch, "mask"))
-        question = self._ask(batch, crop, split)
+        question = self._ask(batch, crop, split, self._asked(split, batch, moment))
         predicted = self.predict(batch, question)
         truth, kind = question.target.values, self.config.loss
         loss = weighted_mean(voxel_error(predicted, truth, kind), question.weights)
@@ -93,10 +98,13 @@ class Masked(Task):
             "mean_predictor": mean_predictor(truth, question.weights, kind),
             "masked_share": _masked_share(split, crop),
         }
-        pictures = None
-        if moment.wants_pictures:
-            pictures = self._pictures(batch, crop, question, predicted.detach())
-        return Outcome(loss, logs, pictures)
+        if not moment.wants_pictures:
+            return Outcome(loss, logs)
+        if self.config.decode_fraction < 1:
+            question = self._ask(batch, crop, split, split.hidden)
+            with torch.no_grad():
+                predicted = self.predict(batch, question)
+        return Outcome(loss, logs, self._pictures(batch, crop, question, predicted.detach()))
 
     def _split(self, crop: PaddedCrop, keys: Tensor) -> TokenSplit:
         valid, ratio, rounding = crop.token_valid, self.config.mask_ratio, self.config.rounding
@@ -108,14 +116,23 @@ class Masked(Task):
         masked = [min(count(ratio, have, rounding), max(have - 1, 0)) for have in there]
         return split_tokens(scores, masked, valid=valid)
 
-    def _ask(self, batch: CropBatch, crop: PaddedCrop, split: TokenSplit) -> Question:
+    def _asked(self, split: TokenSplit, batch: CropBatch, moment: Moment) -> Picked:
+        """The masked tokens, or as large a part of each sample's as is to be decoded."""
+        if self.config.decode_fraction == 1:
+            return split.hidden
+        chance = noise(moment.keys(batch, "decode"), split.masked.shape[1])
+        return sampled(split.hidden, chance, self.config.decode_fraction)
+
+    def _ask(
+        self, batch: CropBatch, crop: PaddedCrop, split: TokenSplit, asked: Picked
+    ) -> Question:
         config, channels = self.config, self.encoder.channels
-        index, real, counts = split.masked, split.masked_valid, None
+        counts = None
         if config.visible_weight > 0:
-            index = torch.cat([split.visible, split.masked], dim=1)
-            real = both_real(split)
-            counts = torch.ones(index.shape, device=index.device)
+            asked = joined(split.seen, asked)
+            counts = torch.ones(asked.index.shape, device=asked.index.device)
             counts[:, : split.visible.shape[1]] = config.visible_weight
+        index, real = asked.index, asked.real
 
         # Weights multiply: of the token, of padding in it, of air in it.
         factors = [] if counts is None else [counts[..., None]]
@@ -150,7 +167,7 @@ class Masked(Task):
 
 
 class MaskedAutoencoder(Masked):
-    """MAE: the encoder sees visible tokens only, a small transformer predicts the others.
+    """MAE: the encoder sees visible tokens only, a small transformer predicts masked ones.
 
     Stores `encoder.*` and `decoder.*`.
 
@@ -162,7 +179,7 @@ class MaskedAutoencoder(Masked):
     def __init__(self, encoder: VolumeViT, config: MaskedConfig | None = None) -> None:
         config = config or MaskedConfig(name="mae")
         super().__init__(encoder, config)
-        self.decoder = MaeDecoder(
+        self.decoder = DECODERS[config.decoder](
             encoder,
             width=config.decoder_width,
             depth=config.decoder_depth,
@@ -175,8 +192,7 @@ class MaskedAutoencoder(Masked):
         states = self.encoder(
             batch.voxels, batch.spacing_mm, valid=batch.valid, split=split, taps=self._taps
         )
-        visible_too = self.config.visible_weight > 0
-        patches: Tensor = self.decoder(states, self._last(states), split, visible_too=visible_too)
+        patches: Tensor = self.decoder(states, self._last(states), split, question.index)
         return patches
 
 
@@ -207,6 +223,23 @@ class SimMIM(Masked):
         )
         patches: Tensor = self.head(gather(self._last(states), question.index))
         return patches
+
+
+def _check_decoding(config: MaskedConfig) -> None:
+    if not 0 < config.decode_fraction <= 1:
+        raise ConfigError(
+            f"`objective.decode_fraction` is {config.decode_fraction}, expected above 0 to 1",
+            code="bad-fraction",
+        )
+    predicts_all = config.name == "simmim" or config.decoder == "full"
+    if predicts_all and config.decode_fraction < 1:
+        name = "`objective.name simmim`" if config.name == "simmim" else "`objective.decoder full`"
+        raise ConfigError(
+            f"{name} predicts every masked token, `objective.decode_fraction` is "
+            f"{config.decode_fraction}",
+            remedy="use `--objective.decoder cross` with `objective.name mae`, or a fraction of 1",
+            code="bad-fraction",
+        )
 
 
 def mean_predictor(truth: Tensor, weights: Tensor | None, kind: str) -> Tensor:

@@ -29,6 +29,19 @@ _SIDE = 1 << 16
 
 
 @dataclass(frozen=True)
+class Picked:
+    """Some tokens of every sample.
+
+    Args:
+        index: `b k`, int64.
+        real: `b k` bool, False where a shorter sample is filled up; None where none is.
+    """
+
+    index: Tensor
+    real: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class TokenSplit:
     """A partition of every sample's tokens.
 
@@ -48,6 +61,16 @@ class TokenSplit:
     visible_valid: Tensor | None = None
     masked_valid: Tensor | None = None
     dropped_valid: Tensor | None = None
+
+    @property
+    def seen(self) -> Picked:
+        """The visible tokens."""
+        return Picked(self.visible, self.visible_valid)
+
+    @property
+    def hidden(self) -> Picked:
+        """The masked tokens."""
+        return Picked(self.masked, self.masked_valid)
 
 
 def noise(keys: Tensor, counters: int | Tensor) -> Tensor:
@@ -241,17 +264,35 @@ def is_masked(split: TokenSplit, n: int) -> Tensor:
     return counts.scatter_add_(1, split.masked, real) > 0
 
 
-def both_real(split: TokenSplit) -> Tensor | None:
-    """Which of the visible and, behind them, the masked tokens are real; None where all are.
+def joined(first: Picked, second: Picked) -> Picked:
+    """Tokens of both, one behind the other."""
+    index = torch.cat([first.index, second.index], dim=1)
+    if first.real is None and second.real is None:
+        return Picked(index)
+    every = [
+        torch.ones_like(part.index, dtype=torch.bool) if part.real is None else part.real
+        for part in (first, second)
+    ]
+    return Picked(index, torch.cat(every, dim=1))
 
-    Returns:
-        `b (v m)` bool.
+
+def sampled(tokens: Picked, chance: Tensor, fraction: float) -> Picked:
+    """A share of every sample's tokens, rounded half up and at least one.
+
+    Args:
+        tokens: `b k` of them.
+        chance: `b k`, different numbers; the tokens with the highest are taken.
+        fraction: above 0, at most 1.
     """
-    if split.visible_valid is None and split.masked_valid is None:
-        return None
-    parts = [(split.visible, split.visible_valid), (split.masked, split.masked_valid)]
-    every = [torch.ones_like(i, dtype=torch.bool) if real is None else real for i, real in parts]
-    return torch.cat(every, dim=1)
+    index, real = tokens.index, tokens.real
+    if real is None:
+        take = max(count(fraction, index.shape[1]), min(index.shape[1], 1))
+        return Picked(index.gather(1, chance.topk(take, dim=1).indices))
+    wanted = [max(count(fraction, n), min(n, 1)) for n in real.sum(dim=1).tolist()]
+    order = chance.masked_fill(~real, -1.0).topk(max(wanted), dim=1).indices
+    places = torch.arange(order.shape[1], device=order.device)
+    kept = places < torch.tensor(wanted, device=order.device)[:, None]
+    return Picked(torch.where(kept, index.gather(1, order), 0), kept)
 
 
 def _each(number: int | Sequence[int], batch: int) -> list[int]:

@@ -28,6 +28,10 @@ class Rotation(NamedTuple):
     cos: Tensor
     sin: Tensor
 
+    def since(self, start: int) -> Rotation:
+        """The angles of the tokens from one place on."""
+        return Rotation(self.cos[:, start:], self.sin[:, start:])
+
 
 def frequencies_mm(count: int, wavelengths_mm: tuple[float, float]) -> Tensor:
     """Angular frequencies (radians per mm) whose wavelengths grow geometrically, `count`.

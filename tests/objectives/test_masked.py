@@ -178,11 +178,20 @@ def test_loss_and_gradients_equal_monais_mae(monkeypatch: pytest.MonkeyPatch) ->
         assert (one - two).norm() < 1e-4 * two.norm()
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize(
+    ("name", "decoding"),
+    [
+        ("mae", {}),
+        ("mae", {"decoder": "cross", "decode_fraction": 0.25}),
+        ("simmim", {}),
+    ],
+)
 @pytest.mark.parametrize("patch", [(8, 8, 8), (8, 8, 4)])
-def test_one_crop_is_overfitted_within_200_steps(name: str, patch: tuple[int, int, int]) -> None:
+def test_one_crop_is_overfitted_within_200_steps(
+    name: str, decoding: dict[str, object], patch: tuple[int, int, int]
+) -> None:
     encoder = EncoderConfig(width=96, depth=2, heads=3, patch=patch, channels=1)
-    made = task(name, encoder, decoder_width=96, decoder_depth=2, decoder_heads=3)
+    made = task(name, encoder, decoder_width=96, decoder_depth=2, decoder_heads=3, **decoding)
     axes = torch.meshgrid(*[torch.linspace(-1, 1, 24)] * 3, indexing="ij")
     volume = torch.sin(3 * axes[0] + axes[1]) + axes[2] * axes[1] + (axes[0] > 0.3)
     crops = replace(batch((24, 24, 24), 1, 1), voxels=volume[None, None])
@@ -201,16 +210,18 @@ def test_one_crop_is_overfitted_within_200_steps(name: str, patch: tuple[int, in
     assert losses[-1] < losses[0] / 10
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize(
+    ("name", "decoder"), [("mae", "full"), ("mae", "cross"), ("simmim", "full")]
+)
 @pytest.mark.parametrize("positions", ["learned", "sincos_index", "sincos_mm", "rotary_mm"])
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_every_parameter_learns_except_a_norm_that_is_left_out(
-    name: str, positions: str, final_norm: bool
+    name: str, decoder: str, positions: str, final_norm: bool
 ) -> None:
     config = replace(
         ENCODER, positions=positions, learned_grid=(3, 4, 4), class_token=True, registers=1
     )
-    made = task(name, config, final_norm=final_norm)
+    made = task(name, config, final_norm=final_norm, decoder=decoder)
 
     made(batch(), moment()).loss.backward()
 
@@ -271,12 +282,81 @@ def test_visible_tokens_count_with_their_weight(name: str) -> None:
     # The prediction at visible tokens is known from the same network: all weights are equal.
     split = both._split(pad_to_patches(crops.voxels, None, both.encoder.patch),
                         moment().keys(crops, "mask"))  # fmt: skip
-    question = both._ask(crops, pad_to_patches(crops.voxels, None, both.encoder.patch), split)
+    question = both._ask(
+        crops, pad_to_patches(crops.voxels, None, both.encoder.patch), split, split.hidden
+    )
     error = (both.predict(crops, question) - question.target.values).square().mean(-1)
     visible, masked = error[:, :12], error[:, 12:]
     torch.testing.assert_close(masked.mean(), expected.loss)
     combined = (masked.sum() + 0.25 * visible.sum()) / (masked.numel() + 0.25 * visible.numel())
     torch.testing.assert_close(outcome.loss, combined)
+
+
+def ragged(crops: CropBatch) -> CropBatch:
+    valid = torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[1, 4:] = False
+    return replace(crops, valid=valid)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_part_of_the_masked_tokens_is_asked_for_and_the_loss_is_theirs(padded: bool) -> None:
+    crops = ragged(batch()) if padded else batch()
+    every = task("mae", decoder="cross")
+    part = task("mae", decoder="cross", decode_fraction=0.25)
+    part.load_state_dict(every.state_dict())
+    crop = pad_to_patches(crops.voxels, crops.valid, part.encoder.patch)
+    split = part._split(crop, moment().keys(crops, "mask"))
+
+    asked = part._asked(split, crops, moment())
+
+    masked = [n // 4 * 3 for n in ([48, 16] if padded else [48, 48])]
+    real = torch.ones_like(asked.index) if asked.real is None else asked.real
+    assert real.sum(1).tolist() == [round(n / 4) for n in masked]
+    for sample in range(2):
+        mine = asked.index[sample][real[sample].bool()].tolist()
+        assert len(set(mine)) == len(mine)
+        assert set(mine) <= set(split.masked[sample].tolist())
+    # A mask token minds no other, so the loss is the mean over the chosen ones of every token's.
+    question = every._ask(crops, crop, split, split.hidden)
+    error = (every.predict(crops, question) - question.target.values).square()
+    weights = torch.ones_like(error) if question.weights is None else question.weights
+    chosen = torch.zeros(2, 48)
+    for sample in range(2):
+        chosen[sample, asked.index[sample][real[sample].bool()]] = 1
+    counted = weights * chosen.gather(1, split.masked)[..., None]
+    expected = (error * counted).sum() / counted.expand_as(error).sum()
+    torch.testing.assert_close(part(crops, moment()).loss, expected)
+
+
+def test_each_step_asks_for_other_tokens_and_all_get_their_turn() -> None:
+    made, crops = task("mae", decoder="cross", decode_fraction=0.25), batch((12, 16, 8))
+    crop = pad_to_patches(crops.voxels, None, made.encoder.patch)
+    split = made._split(crop, moment().keys(crops, "mask"))
+
+    times = torch.zeros(2, 48)
+    for step in range(200):
+        asked = made._asked(split, crops, moment(step)).index
+        times.scatter_add_(1, asked, torch.ones(asked.shape))
+
+    # 200 draws of 9 of 36: 50 +- 6 each
+    hit = times.gather(1, split.masked)
+    assert times.sum() == hit.sum()
+    assert hit.min() > 25
+    assert hit.max() < 75
+
+
+def test_the_picture_of_a_partly_decoded_crop_shows_every_masked_token() -> None:
+    every = task("mae", decoder="cross")
+    part = task("mae", decoder="cross", decode_fraction=0.25)
+    part.load_state_dict(every.state_dict())
+
+    shown = part(batch(), moment(pictures=True))
+
+    whole = every(batch(), moment(pictures=True)).pictures
+    assert shown.pictures is not None
+    assert whole is not None
+    torch.testing.assert_close(shown.pictures["reconstructed"], whole["reconstructed"])
+    torch.testing.assert_close(shown.loss, part(batch(), moment()).loss)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -351,7 +431,12 @@ def test_block_masking_is_taken_from_the_config() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "why"),
-    [({"mask_ratio": 1.5}, "between 0 and 1"), ({"masking": "tube"}, "uniform, block")],
+    [
+        ({"mask_ratio": 1.5}, "between 0 and 1"),
+        ({"masking": "tube"}, "uniform, block"),
+        ({"decoder": "cross", "decode_fraction": 0.0}, "above 0 to 1"),
+        ({"decode_fraction": 0.5}, "decoder full"),
+    ],
 )
 def test_a_bad_config_is_refused_before_the_first_step(fields: dict[str, object], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
