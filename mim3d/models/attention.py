@@ -206,8 +206,9 @@ class _PerHead(torch.autograd.Function):
         ctx.save_for_backward(queries, keys, values)
         ctx.bias = bias
         result = torch.empty_like(queries, memory_format=torch.contiguous_format)
-        for i, j, extra in _heads(queries, bias):
-            weights = attention_weights(queries[i, j], keys[i, j], extra)
+        room = _Room(queries, keys)
+        for i, j in _heads(queries):
+            weights = room.weights(queries[i, j], keys[i, j], bias, i)
             torch.mm(weights, values[i, j], out=result[i, j])
         return result
 
@@ -217,21 +218,41 @@ class _PerHead(torch.autograd.Function):
         queries, keys, values = ctx.saved_tensors
         (gradient,) = gradients
         scale = queries.shape[-1] ** -0.5
-        to_q, to_k, to_v = (torch.empty_like(part) for part in (queries, keys, values))
-        for i, j, extra in _heads(queries, ctx.bias):
+        to_q, to_k, to_v = (
+            torch.empty_like(part, memory_format=torch.contiguous_format)
+            for part in (queries, keys, values)
+        )
+        room = _Room(queries, keys)
+        for i, j in _heads(queries):
             q, k, v, g = queries[i, j], keys[i, j], values[i, j], gradient[i, j]
-            weights = attention_weights(q, k, extra)
-            to_v[i, j] = weights.T @ g
-            to_weights = g @ v.T
-            # Softmax: dS = P (dP - rowsum(dP P)), rows apart.
-            inner = (to_weights * weights).sum(dim=-1, keepdim=True)
-            to_scores = weights * (to_weights - inner)
-            to_q[i, j] = (to_scores @ k) * scale
-            to_k[i, j] = to_scores.T @ (q * scale)
-        return to_q, to_k, to_v, None
+            weights = room.weights(q, k, ctx.bias, i)
+            torch.mm(weights.T, g, out=to_v[i, j])
+            # Softmax: dS = P (dP - rowsum(dP P)), in one pass over the scores' memory.
+            scores = torch.mm(g, v.T, out=room.scores)
+            torch.ops.aten._softmax_backward_data.out(
+                scores, weights, -1, weights.dtype, grad_input=scores
+            )
+            torch.mm(scores, k, out=to_q[i, j])
+            torch.mm(scores.T, q * scale, out=to_k[i, j])
+        return to_q.mul_(scale), to_k, to_v, None
 
 
-def _heads(queries: Tensor, bias: Tensor | None) -> list[tuple[int, int, Tensor | None]]:
+class _Room:
+    """Memory for one head's scores and weights, used again for every head."""
+
+    def __init__(self, queries: Tensor, keys: Tensor) -> None:
+        shape = (queries.shape[2], keys.shape[2])
+        self.scores = torch.empty(shape, dtype=queries.dtype, device=queries.device)
+        self._weights = torch.empty_like(self.scores)
+
+    def weights(self, queries: Tensor, keys: Tensor, bias: Tensor | None, sample: int) -> Tensor:
+        """`attention_weights` of one head, `n k`."""
+        torch.mm(queries * queries.shape[-1] ** -0.5, keys.T, out=self.scores)
+        if bias is not None:
+            self.scores += bias[sample, 0]
+        return torch.softmax(self.scores, dim=-1, out=self._weights)
+
+
+def _heads(queries: Tensor) -> list[tuple[int, int]]:
     batch, heads = queries.shape[:2]
-    extra = [None] * batch if bias is None else [bias[i, 0] for i in range(batch)]
-    return [(i, j, extra[i]) for i in range(batch) for j in range(heads)]
+    return [(i, j) for i in range(batch) for j in range(heads)]

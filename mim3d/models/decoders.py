@@ -1,7 +1,8 @@
 """From hidden states and raw voxels to logits: UNETR's decoder, its half, and one without skips.
 
 All share a face: `decoder(states, voxels) -> logits b k x y z`, of the voxels' own size, and
-`decoder.taps`, what the encoder is asked for.
+`decoder.taps`, what the encoder is asked for. Those with skips can be supervised on coarser grids
+too: `decoder.pyramid(states, voxels)`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class SkipDecoder(nn.Module):
         # A level's channels follow from how far above it full resolution lies.
         above = [math.prod(map(max, strides[i + 1 :])) for i in range(len(strides))]
         sizes = [feature_size * factor for factor in above]
+        self.sizes = sizes[::-1]
+        """Channels of every level, finest first."""
         self.raw = ResidualBlock(channels, feature_size)
         # The three levels below the last get the inner taps; with patch 32 the lowest gets none.
         fed = range(len(strides) - LEVELS, len(strides) - 1)
@@ -69,26 +72,75 @@ class SkipDecoder(nn.Module):
             )
         )
 
-    def forward(self, states: HiddenStates, voxels: Tensor) -> Tensor:
-        """Features `b f x y z` at the resolution of `voxels`, whose sides are whole patches."""
+    def forward(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
+        """Features `b f x y z` of every level, finest first: that has the resolution of `voxels`.
+
+        The sides of `voxels` are whole patches.
+        """
         *inner, deepest = self.taps(states)
         # The deepest level is fed by the deepest of the inner taps.
         skips = [path(tap) for path, tap in zip(self.paths, reversed(inner), strict=True)]
         skips.append(self.raw(voxels))
         unfed: list[Tensor | None] = [None] * (len(self.levels) - len(skips))
-        features = deepest
+        features = [deepest]
         for level, skip in zip(self.levels, unfed + skips, strict=True):
-            features = level(features, skip)
-        result: Tensor = features
-        return result
+            features.append(level(features[-1], skip))
+        return features[:0:-1]
 
 
-class UnetrDecoder(nn.Module):
+class SkipSegmenter(nn.Module):
+    """What decoders with skips share: a trunk, logits, and logits on coarser grids in training.
+
+    A subclass makes `trunk` and `out`, and says how features become logits.
+    """
+
+    trunk: SkipDecoder
+    out: nn.Conv3d
+
+    def __init__(self, config: DecoderConfig, depth: int) -> None:
+        super().__init__()
+        self.taps = tap_numbers(config, depth)
+        self.dropout = nn.Dropout3d(config.dropout)
+        self.coarse = nn.ModuleList()
+
+    def _supervise(self, levels: int, outputs: int) -> None:
+        """Makes a head for each of so many levels below the finest."""
+        sizes = self.trunk.sizes[1:]
+        if not 0 <= levels <= len(sizes):
+            raise ConfigError(
+                f"`decoder.deep_supervision` is {levels}, this decoder has {len(sizes)} coarser "
+                "levels",
+                code="deep-supervision",
+            )
+        self.coarse.extend(nn.Conv3d(size, outputs, 1) for size in sizes[:levels])
+
+    def _features(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
+        """Features of every level, finest first, on whole patches."""
+        raise NotImplementedError
+
+    def _logits(self, features: Tensor, voxels: Tensor) -> Tensor:
+        """Logits `b k x y z` of the voxels' own size, from the finest features."""
+        raise NotImplementedError
+
+    def forward(self, states: HiddenStates, voxels: Tensor) -> Tensor:
+        """Logits `b k x y z` of the voxels' own size."""
+        return self._logits(self._features(states, voxels)[0], voxels)
+
+    def pyramid(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
+        """Logits of the voxels' own size, then those of the supervised coarser levels.
+
+        A coarser map lies on the voxels' grid, padded to whole patches, in boxes.
+        """
+        finest, *coarser = self._features(states, voxels)
+        heads = zip(self.coarse, coarser, strict=False)
+        return [self._logits(finest, voxels), *(head(features) for head, features in heads)]
+
+
+class UnetrDecoder(SkipSegmenter):
     """UNETR's decoder with logits at full resolution."""
 
     def __init__(self, config: DecoderConfig, encoder: VolumeViT, outputs: int) -> None:
-        super().__init__()
-        self.taps = tap_numbers(config, encoder.depth)
+        super().__init__(config, encoder.depth)
         self.trunk = SkipDecoder(
             Taps(self.taps, encoder.depth, encoder.width, config.tap_norm),
             encoder.width,
@@ -96,16 +148,18 @@ class UnetrDecoder(nn.Module):
             encoder.channels,
             config.feature_size,
         )
-        self.dropout = nn.Dropout3d(config.dropout)
         self.out = nn.Conv3d(config.feature_size, outputs, 1)
+        self._supervise(config.deep_supervision, outputs)
 
-    def forward(self, states: HiddenStates, voxels: Tensor) -> Tensor:
-        """Logits `b k x y z` of the voxels' own size."""
-        features = self.trunk(states, padded(voxels, states.grid))
+    def _features(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.trunk(states, padded(voxels, states.grid))
+        return features
+
+    def _logits(self, features: Tensor, voxels: Tensor) -> Tensor:
         return cut_back(self.out(self.dropout(features)), voxels)
 
 
-class HalfDecoder(nn.Module):
+class HalfDecoder(SkipSegmenter):
     """UNETR's decoder that ends at half resolution, where most of its cost ends too.
 
     The voxels enter with each 2 x 2 x 2 box as channels, and logits leave by a pixel shuffle.
@@ -113,8 +167,7 @@ class HalfDecoder(nn.Module):
     """
 
     def __init__(self, config: DecoderConfig, encoder: VolumeViT, outputs: int) -> None:
-        super().__init__()
-        self.taps = tap_numbers(config, encoder.depth)
+        super().__init__(config, encoder.depth)
         ladder = level_strides(encoder.patch)
         if not ladder:
             raise ConfigError("`decoder.name half` needs patches of 2 voxels or more along an axis")
@@ -129,18 +182,20 @@ class HalfDecoder(nn.Module):
             encoder.channels * sub_voxels,
             features,
         )
-        self.dropout = nn.Dropout3d(config.dropout)
         self.out = nn.Conv3d(features, outputs * sub_voxels, 1)
         # The sub-filters of a class start equal: otherwise logits begin with a pattern of period 2.
         with torch.no_grad():
             for parameter in (self.out.weight, self.out.bias):
                 assert parameter is not None
                 parameter.copy_(parameter[::sub_voxels].repeat_interleave(sub_voxels, dim=0))
+        self._supervise(config.deep_supervision, outputs)
 
-    def forward(self, states: HiddenStates, voxels: Tensor) -> Tensor:
-        """Logits `b k x y z` of the voxels' own size."""
+    def _features(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
         deep = space_to_depth(padded(voxels, states.grid), self.factor)
-        features = self.trunk(states, deep)
+        features: list[Tensor] = self.trunk(states, deep)
+        return features
+
+    def _logits(self, features: Tensor, voxels: Tensor) -> Tensor:
         return cut_back(depth_to_space(self.out(self.dropout(features)), self.factor), voxels)
 
 
@@ -195,4 +250,10 @@ def build_decoder(config: DecoderConfig, encoder: VolumeViT, outputs: int) -> nn
     if config.name not in DECODERS:
         names = ", ".join(DECODERS)
         raise ConfigError(f"`decoder.name {config.name}` is not one of {names}")
+    if config.deep_supervision and config.name not in ("unetr", "half"):
+        raise ConfigError(
+            f"`decoder.name {config.name}` has no coarser logits to supervise",
+            remedy="use `unetr` or `half`, or `--decoder.deep_supervision 0`",
+            code="deep-supervision",
+        )
     return DECODERS[config.name](config, encoder, outputs)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mim3d.config.sections import DecoderConfig
 from mim3d.models.decoders import build_decoder
-from mim3d.models.vit import Spacing, VolumeViT
+from mim3d.models.vit import HiddenStates, Spacing, VolumeViT
 
 
 class UNETR(nn.Module):
@@ -40,8 +40,27 @@ class UNETR(nn.Module):
             spacing_mm: `b 3` or three numbers; none takes the encoder's default.
             valid: `b x y z` bool, False at padding; none is all valid.
         """
-        if valid is not None:
-            voxels = torch.where(valid[:, None], voxels, voxels.new_zeros(()))
-        states = self.encoder(voxels, spacing_mm, valid=valid, taps=self.decoder.taps)
+        states, voxels = self._encoded(voxels, spacing_mm, valid)
         logits: Tensor = self.decoder(states, voxels)
         return logits
+
+    def pyramid(
+        self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
+    ) -> list[Tensor]:
+        """The logits, and behind them those of the coarser levels that are supervised in training.
+
+        Arguments as `forward`'s.
+        """
+        if not self.decoder_config.deep_supervision:
+            return [self(voxels, spacing_mm, valid)]
+        states, voxels = self._encoded(voxels, spacing_mm, valid)
+        logits: list[Tensor] = self.decoder.pyramid(states, voxels)
+        return logits
+
+    def _encoded(
+        self, voxels: Tensor, spacing_mm: Spacing, valid: Tensor | None
+    ) -> tuple[HiddenStates, Tensor]:
+        """Hidden states, and the voxels with nothing in padding."""
+        if valid is not None:
+            voxels = torch.where(valid[:, None], voxels, voxels.new_zeros(()))
+        return self.encoder(voxels, spacing_mm, valid=valid, taps=self.decoder.taps), voxels

@@ -139,7 +139,8 @@ class _SoftmaxDiceCE(torch.autograd.Function):
         ctx: Any, logits: Tensor, labels: Tensor, counted: Tensor, options: DiceOptions
     ) -> tuple[Tensor, ...]:
         p = torch.softmax(logits, 1)
-        everywhere = bool(counted.all())
+        # On an accelerator looking would wait for the device.
+        everywhere = counted.device.type == "cpu" and bool(counted.all())
         at_label = p.gather(1, labels.unsqueeze(1)).squeeze(1)
         intersection, labelled = _by_class(labels, (at_label * counted, counted), p.shape[1])
         masked = p if everywhere else p * counted.unsqueeze(1)

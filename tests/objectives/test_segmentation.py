@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -9,12 +11,16 @@ import torch
 from monai.losses import DiceCELoss, DiceLoss, TverskyLoss
 from torch import Tensor, nn
 
-from mim3d.config.sections import SegmentationConfig
+from mim3d.config.sections import DecoderConfig, EncoderConfig, SegmentationConfig
 from mim3d.data.batch import IGNORE_INDEX, CropBatch
 from mim3d.data.regions import SCHEMES
+from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
+from mim3d.models.unetr import UNETR
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.segmentation import Segmentation
+from mim3d.objectives.losses import DiceOptions, dice_ce
+from mim3d.objectives.segmentation import Segmentation, commonest_labels
 
 SHAPE = (6, 5, 4)
 MOMENT = Moment(0, 10, RandomStream(0, 0))
@@ -188,3 +194,87 @@ def test_a_batch_without_labels_is_refused() -> None:
 
     with pytest.raises(ValueError, match="labels"):
         task(batch, MOMENT)
+
+
+def deep(name: str, levels: int) -> UNETR:
+    torch.manual_seed(0)
+    encoder = EncoderConfig(
+        width=24, depth=4, heads=2, channels=2, patch=(8, 8, 4), default_spacing_mm=(1.0, 2.0, 0.5)
+    )
+    decoder = DecoderConfig(name=name, feature_size=4, deep_supervision=levels)  # type: ignore[arg-type]
+    return UNETR(VolumeViT(encoder), 3, decoder)
+
+
+def crops(size: tuple[int, int, int] = (11, 13, 7)) -> CropBatch:
+    generator = torch.Generator().manual_seed(0)
+    valid = torch.ones((2, *size), dtype=torch.bool)
+    valid[1, 9:] = False
+    return CropBatch(
+        torch.randn((2, 2, *size), generator=generator),
+        torch.eye(4, dtype=torch.float64).expand(2, 4, 4),
+        ("a", "b"),
+        torch.arange(2),
+        torch.randint(0, 3, (2, *size), generator=generator, dtype=torch.uint8),
+        valid,
+    )
+
+
+@pytest.mark.parametrize("name", ["unetr", "half"])
+def test_coarser_levels_are_supervised_with_half_the_weight_of_the_level_above(name: str) -> None:
+    network, batch = deep(name, 2), crops()
+    task = Segmentation(network, SegmentationConfig(), 3)
+
+    outcome = task(batch, MOMENT)
+
+    logits = network.pyramid(batch.voxels, batch.spacing_mm, valid=batch.valid)
+    assert [tuple(one.shape[2:]) for one in logits[1:]] == (
+        [(8, 8, 8), (4, 4, 4)] if name == "unetr" else [(4, 4, 4), (2, 2, 2)]
+    )
+    losses = []
+    for one in logits:
+        labels = torch.full((2, *one.shape[2:]), IGNORE_INDEX)
+        box = [side // few for side, few in zip((16, 16, 8), one.shape[2:], strict=True)]
+        if one is logits[0]:
+            box = [1, 1, 1]
+        for place in itertools.product(range(2), *map(range, one.shape[2:])):
+            sample, *start = place
+            inside = tuple(slice(s * n, (s + 1) * n) for s, n in zip(start, box, strict=True))
+            found = batch.labels[sample][inside].masked_fill(~batch.valid[sample][inside], 255)
+            lacking = math.prod(box) - found.numel()
+            counts = torch.bincount(found.flatten().long(), minlength=256)
+            counts[255] += lacking
+            labels[place] = int(counts.argmax())
+        losses.append(dice_ce(one, labels, DiceOptions(), labels != IGNORE_INDEX)[0])
+    expected = (losses[0] + losses[1] / 2 + losses[2] / 4) / 1.75
+    torch.testing.assert_close(outcome.loss, expected)
+
+
+@pytest.mark.parametrize("name", ["unetr", "half"])
+def test_coarser_heads_learn_and_leave_prediction_alone(name: str) -> None:
+    network, batch = deep(name, 1), crops()
+    task = Segmentation(network, SegmentationConfig(), 3)
+    before = network(batch.voxels, valid=batch.valid)
+
+    task(batch, MOMENT).loss.backward()
+    head = network.decoder.coarse[0]
+    with torch.no_grad():
+        head.weight.zero_()
+
+    assert head.weight.grad.any()
+    assert torch.equal(network(batch.voxels, valid=batch.valid), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"), [("light", 1), ("hybrid", 1), ("unetr", 4), ("half", -1)]
+)
+def test_levels_that_are_not_there_cannot_be_supervised(name: str, levels: int) -> None:
+    with pytest.raises(ConfigError, match="coarser"):
+        deep(name, levels)
+
+
+def test_of_equally_frequent_labels_the_lowest_wins_and_padding_counts_as_one() -> None:
+    labels = torch.tensor([[[[2, 1, 1, 2, 0]]]], dtype=torch.uint8)
+
+    coarse = commonest_labels(labels, (1, 1, 6), (1, 1, 2))
+
+    assert coarse.flatten().tolist() == [1, 1, 0]
