@@ -34,10 +34,23 @@ class DataConfig:
     selection_fraction: float = 0.0
     """Share of the training subjects kept aside to choose the `best` checkpoint by. With 0 nothing
     is chosen and `best` is the last one: the validation list only reports."""
+    origin_grid: int | Triple | None = None
+    """Voxels between the places where crops may begin, with `placement: uniform`; besides them the
+    faces of the volume. 32, the side of a store's chunk, halves the cost of reading; none is free.
+    """
     feed: Literal["store", "resident"] = "store"
-    """`store` reads each crop from disk; `resident` keeps the decoded volumes in memory."""
+    """`store` reads each crop from disk; `resident` keeps whole decoded volumes in memory."""
+    resident_on: Literal["auto", "host", "device"] = "auto"
+    """Where `resident` keeps volumes: in the machine's memory, or in that of the training device,
+    which then cuts and augments whole batches at once. `auto` is the device if it is a GPU."""
+    window_cases: int | None = None
+    """Cases that crops are drawn from at a time, so that few volumes must be in memory; none is
+    all. A multiple of the batch size lets each of several devices hold its own share."""
+    max_crops_per_visit: int | None = None
+    """With `window_cases`: crops drawn from a case before another takes its place, each visit."""
     workers: int = 0
-    """Processes that cut and augment crops; 0 cuts them in the training process."""
+    """Processes that cut and augment crops, or draw their numbers where a device does that; 0 does
+    it in the training process."""
     window_hu: tuple[float, float] | None = None
     """Intensity window for CT, in HU, in place of the one noted in the store."""
     ignore_label: int | None = None
@@ -82,6 +95,10 @@ class AugmentationConfig:
     """Largest standard deviation of Gaussian noise, in normalised units."""
     noise_probability: float = 0.3
     """Probability of noise."""
+    blur: float = 0.0
+    """Largest standard deviation of a Gaussian blur, in voxels."""
+    blur_probability: float = 0.3
+    """Probability of a blur."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +223,12 @@ class DecoderConfig:
     """Channels at full resolution; doubled at each level."""
     dropout: float = 0.0
     """Dropout of whole channels before the logits, in training only."""
+    direct: Literal["none", "random", "linear"] = "none"
+    """A linear path from the last hidden states to logits beside the decoder, which starts at
+    random, or from a linear probe: fitted to the labels in closed form before the first step."""
+    deep_supervision: int = 0
+    """Coarser levels of `unetr` and `half` that are trained on the labels too, each with half the
+    weight of the level above it; they take no part in prediction."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +307,11 @@ class InferenceConfig:
     flips: tuple[Axis, ...] = ()
     """Axes of test-time mirroring; all their combinations are averaged."""
     windows_per_batch: int = 4
-    """Windows that pass the network at once."""
+    """Windows, or mirrored copies of them, that pass the network at once."""
+    skip_air: bool = True
+    """Windows without any voxel of the body do not pass the network. Where they overlap with others
+    the others count alone; what they cover alone is background. Scores do not change unless labels
+    lie in air further out than a window."""
     save_probabilities: bool = False
     """Also write `<name>_probabilities.nii.gz`, float32, 4D in class order."""
     largest_component: bool = False

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mim3d.config.sections import DecoderConfig
-from mim3d.models.decoders import build_decoder
+from mim3d.models.decoders import SkipSegmenter, build_decoder
+from mim3d.models.direct import DirectPath
 from mim3d.models.vit import HiddenStates, Spacing, VolumeViT
 
 
@@ -29,6 +30,15 @@ class UNETR(nn.Module):
         self.decoder_config = decoder or DecoderConfig()
         self.encoder = encoder
         self.decoder = build_decoder(self.decoder_config, encoder, classes)
+        if self.decoder_config.direct != "none":
+            self.decoder.direct = DirectPath(encoder, classes)
+
+    @property
+    def direct(self) -> DirectPath | None:
+        """The linear path beside the decoder, stored under `decoder.direct`; None without one."""
+        path = getattr(self.decoder, "direct", None)
+        assert path is None or isinstance(path, DirectPath)
+        return path
 
     def forward(
         self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
@@ -40,9 +50,9 @@ class UNETR(nn.Module):
             spacing_mm: `b 3` or three numbers; none takes the encoder's default.
             valid: `b x y z` bool, False at padding; none is all valid.
         """
-        states, voxels = self._encoded(voxels, spacing_mm, valid)
+        states, voxels = self.encoded(voxels, spacing_mm, valid)
         logits: Tensor = self.decoder(states, voxels)
-        return logits
+        return logits if self.direct is None else logits + self.direct(states, voxels)
 
     def pyramid(
         self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
@@ -51,16 +61,18 @@ class UNETR(nn.Module):
 
         Arguments as `forward`'s.
         """
-        if not self.decoder_config.deep_supervision:
+        if not isinstance(self.decoder, SkipSegmenter):
             return [self(voxels, spacing_mm, valid)]
-        states, voxels = self._encoded(voxels, spacing_mm, valid)
-        logits: list[Tensor] = self.decoder.pyramid(states, voxels)
+        states, voxels = self.encoded(voxels, spacing_mm, valid)
+        logits = self.decoder.pyramid(states, voxels)
+        if self.direct is not None:
+            logits[0] = logits[0] + self.direct(states, voxels)
         return logits
 
-    def _encoded(
+    def encoded(
         self, voxels: Tensor, spacing_mm: Spacing, valid: Tensor | None
     ) -> tuple[HiddenStates, Tensor]:
-        """Hidden states, and the voxels with nothing in padding."""
+        """Hidden states at the decoder's taps, and the voxels with nothing in padding."""
         if valid is not None:
             voxels = torch.where(valid[:, None], voxels, voxels.new_zeros(()))
         return self.encoder(voxels, spacing_mm, valid=valid, taps=self.decoder.taps), voxels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,8 +74,8 @@ class Segmentation(Task):
             self._monai = monai_loss(config.loss, self.options, has_regions=regions is not None)
 
     @property
-    def network(self) -> nn.Module:
-        """The network, for prediction."""
+    def network(self) -> Any:
+        """The network, for prediction: a `UNETR`, or another made of an encoder and a decoder."""
         return self._network[0]
 
     def train(self, mode: bool = True) -> Segmentation:
@@ -95,7 +96,8 @@ class Segmentation(Task):
         total = 1.0
         for level, logits in enumerate(coarser, start=1):
             weight = 0.5**level
-            loss = loss + weight * self._loss(logits, self._coarsened(labels, logits))[0]
+            pooled = coarsened(labels, logits, self.network.encoder.patch)
+            loss = loss + weight * self._loss(logits, pooled)[0]
             total += weight
         return Outcome(loss / total, {"dice": overlap.dice(skip_first=self.members is None)})
 
@@ -105,13 +107,6 @@ class Segmentation(Task):
         if isinstance(network, UNETR):
             return network.pyramid(batch.voxels, batch.spacing_mm, valid=batch.valid)
         return [network(batch.voxels, batch.spacing_mm, valid=batch.valid)]
-
-    def _coarsened(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """The labels on the grid of coarser logits, which is that of whole patches in boxes."""
-        size = (labels.shape[1], labels.shape[2], labels.shape[3])
-        grid = TokenGrid.over(size, self.encoder.patch)
-        x, y, z = (side // few for side, few in zip(grid.padded, logits.shape[2:], strict=True))
-        return commonest_labels(labels, grid.padded, (x, y, z))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Overlap]:
         counted = labels != IGNORE_INDEX
@@ -132,6 +127,14 @@ class Segmentation(Task):
         assert self.members is not None
         indices = torch.where(counted, labels, 0).long()
         return self.members[:, indices].movedim(0, 1)
+
+
+def coarsened(labels: Tensor, logits: Tensor, patch: Triple) -> Tensor:
+    """The labels on the grid of coarser logits, which is that of whole patches in boxes."""
+    size = (labels.shape[1], labels.shape[2], labels.shape[3])
+    padded = TokenGrid.over(size, patch).padded
+    x, y, z = (side // few for side, few in zip(padded, logits.shape[2:], strict=True))
+    return commonest_labels(labels, padded, (x, y, z))
 
 
 def commonest_labels(labels: Tensor, size: Triple, box: Triple) -> Tensor:

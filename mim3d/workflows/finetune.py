@@ -15,7 +15,7 @@ from mim3d.config.sections import Triple
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.batch import IGNORE_INDEX
 from mim3d.data.classes import ClassTable
-from mim3d.data.feed import make_feed
+from mim3d.data.feed import Feed, make_feed
 from mim3d.data.regions import RegionScheme
 from mim3d.data.splits import inner_split, training_cases, validation_cases
 from mim3d.data.store import Store, StoreCase
@@ -27,6 +27,7 @@ from mim3d.inference.sliding_window import slide
 from mim3d.models.unetr import UNETR
 from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
+from mim3d.objectives.linear_start import start_linearly
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.training.loop import FitResult, Validator, fit
 from mim3d.training.run import Run
@@ -117,6 +118,8 @@ def finetune(
             batch_size=config.training.batch_size,
             seed=config.training.seed,
         )
+        if config.decoder.direct == "linear" and run.checkpoints.find() is None:
+            _start_linearly(task, feed, reporter)
         look = _look(config, store, classes, scheme)
         done = fit(
             task,
@@ -131,6 +134,18 @@ def finetune(
         results = {**done.as_json(), "training_cases": len(cases), "training_subjects": subjects}
         run.write_json("results.json", results)
     return _result(done, results, str(folder))
+
+
+PROBED_CROPS = 32
+"""Crops, not augmented, that a linear start is fitted to; each training case in turn."""
+
+
+def _start_linearly(task: Segmentation, feed: Feed, reporter: Reporter) -> None:
+    found = start_linearly(task, feed.fixed(PROBED_CROPS))
+    reporter.say(
+        f"linear start from {found.tokens:,} tokens of {found.crops} crops: cross-entropy "
+        f"{found.entropy:.3f} nats, {found.chance:.3f} with the classes' shares alone"
+    )
 
 
 def resolved(
