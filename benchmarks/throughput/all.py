@@ -12,7 +12,19 @@ import importlib
 
 from script import measure, parser_of
 
-SCRIPTS = ("read_crops", "pretrain_step", "finetune_step", "sliding_window")
+SCRIPTS = (
+    "read_volume",
+    "read_crops",
+    "resample",
+    "prepare",
+    "transport",
+    "augment",
+    "pretrain_step",
+    "simmim_step",
+    "finetune_step",
+    "sliding_window",
+    "evaluate",
+)
 
 
 def main() -> None:

@@ -7,86 +7,60 @@ python benchmarks/throughput/pretrain_step.py --device cuda
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
-import counterparts
 import torch
 from script import run
-from steps import SIDE, Preset, agreement, batches, exact, moment, our_step, their_steps
-from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, MaskedConfig
-from mim3d.data.batch import CropBatch
+from mim3d.config.sections import MaskedConfig
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.masked import MaskedAutoencoder
-from mim3d.tokens.patches import patchify
+from mim3d.workflows.throughput import monai
+from mim3d.workflows.throughput.inputs import SIDE, batches
 from mim3d.workflows.throughput.race import Job
+from mim3d.workflows.throughput.steps import our_step
 
 
 def jobs(device: torch.device) -> Iterator[Job]:
-    """MAE with a full decoder: patch 16, where linear maps cost most, and 8, where attention."""
+    """Patch 16, where linear maps cost most, and 8, where attention does."""
     yield masked_job("small", 16, 8, 384, device)
+    yield masked_job("base", 16, 8, 384, device)
+    yield masked_job("small", 8, 2, 384, device)
     yield masked_job("tiny", 8, 4, 192, device)
 
 
-def masked_job(preset: Preset, edge: int, count: int, width: int, device: torch.device) -> Job:
-    """One MAE with the shape of MONAI's: class token, no bias of queries, keys and values.
+def masked_job(
+    preset: monai.Preset, edge: int, count: int, width: int, device: torch.device
+) -> Job:
+    """MAE with MONAI's full decoder, and with decoders that predict a quarter of the masked tokens.
+
+    Both sides have a class token and no bias of queries, keys and values.
 
     Args:
         preset: of the encoder.
         edge: voxels of a patch along each axis.
         count: crops of a batch.
-        width: of the decoder, which has 4 blocks and MONAI's default of 12 heads.
+        width: of the full decoder, which has 4 blocks and MONAI's default of 12 heads; `quarter`
+            has the same size, `light` half the width and two blocks.
         device: where it runs.
     """
-    config = EncoderConfig(
-        preset=preset,
-        patch=(edge, edge, edge),
-        positions="learned",
-        learned_grid=(SIDE // edge, SIDE // edge, SIDE // edge),
-        class_token=True,
-        qkv_bias=False,
-    )
-    objective = MaskedConfig(decoder_width=width, decoder_heads=12)
-    task = MaskedAutoencoder(VolumeViT(config), objective).to(device)
+    encoder = monai.plain_encoder(preset, edge, SIDE, class_token=True)
+    full = MaskedConfig(decoder_width=width, decoder_heads=12)
+    quarter = replace(full, decoder="cross", decode_fraction=0.25)
+    light = replace(quarter, decoder_width=width // 2, decoder_depth=2, decoder_heads=6)
+    task = MaskedAutoencoder(VolumeViT(encoder), full).to(device)
     given = batches(count, device)
-    equality, others = counterparts.ABSENT, []
-    if counterparts.has_monai():
-        theirs = counterparts.masked_autoencoder(task, SIDE).to(device)
-        equality = same_masked_step(task, theirs, given[0])
-        others = their_steps(theirs, masked_loss, given, counterparts.allow_bf16)
-    ours = our_step("mim3d", task, given, equality)
+    equality, contestants = monai.ABSENT, []
+    if monai.has_monai():
+        theirs = monai.masked_autoencoder(task, SIDE).to(device)
+        equality = monai.same_masked_step(task, theirs, given[0])
+        contestants = monai.their_steps(theirs, monai.masked_loss, given, monai.allow_bf16)
+    contestants.append(our_step("mim3d, full decoder", task, given, equality))
+    for name, config in (("quarter", quarter), ("light", light)):
+        other = MaskedAutoencoder(VolumeViT(encoder), config).to(device)
+        contestants.append(our_step(f"mim3d, {name}", other, given, monai.OTHER_NETWORK))
     what = f"MAE {preset}/{edge}, decoder {width} x 4, {SIDE}³, batch {count}"
-    return Job("pretrain", what, [*others, ours])
-
-
-def masked_loss(network: Any, batch: CropBatch) -> Tensor:
-    """What a user of MONAI writes: the error of all patches, times the mask."""
-    predicted, mask = network(batch.voxels)
-    error = (predicted - patchify(batch.voxels, network.patch_size)).square().mean(-1)
-    loss: Tensor = (error * mask).sum() / mask.sum()
-    return loss
-
-
-def same_masked_step(task: MaskedAutoencoder, theirs: Any, batch: CropBatch) -> str:
-    """Compares loss and gradients of both under the mask that ours draws."""
-    block: Any = task.encoder.blocks[0]
-    with exact():
-        outcome = task(batch, moment(0, pictures=True))
-        assert outcome.pictures is not None
-        px, py, pz = task.encoder.patch
-        mask = outcome.pictures["mask"][:, ::px, ::py, ::pz].flatten(1)
-        with counterparts.masked_by(theirs, mask):
-            expected = masked_loss(theirs, batch)
-        embedding = theirs.patch_embedding.patch_embeddings
-        pairs = [
-            (block.attention.qkv.weight, theirs.blocks[0].attn.qkv.weight),
-            (task.encoder.embedding.projection.weight, embedding.weight),
-        ]
-        found = agreement(outcome.loss, expected, pairs, bound=1e-4)
-    task.zero_grad()
-    theirs.zero_grad()
-    return found
+    return Job("pretrain", what, contestants)
 
 
 if __name__ == "__main__":

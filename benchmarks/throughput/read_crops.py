@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import counterparts
 import numpy as np
 import torch
 from script import run
-from steps import SIDE, Triple, synthetic
 from torch import Tensor
 
 from mim3d.foundation.randomness import generator
+from mim3d.workflows.throughput import monai
+from mim3d.workflows.throughput.inputs import SIDE, Triple, synthetic
 from mim3d.workflows.throughput.race import SHIPPED, TUNED, Contestant, Job, require
 
 VOLUME: Triple = (256, 256, 160)
@@ -26,6 +26,8 @@ VOLUME: Triple = (256, 256, 160)
 CROP: Triple = (SIDE, SIDE, SIDE)
 CHECKED = 3
 """Crops that are compared before the race."""
+CHUNK = 32
+"""Side of a store's chunk, what `data.origin_grid` is for."""
 MANY = 50
 """Crops between two looks at the clock, where one takes about a millisecond."""
 
@@ -48,37 +50,43 @@ def jobs(device: torch.device) -> Iterator[Job]:
         store = open_store(Path(folder) / "store")
         with store.open(store.cases[0]) as case:
             whole, _ = case.read((0, 0, 0), VOLUME)
+            for grid, words in ((1, "anywhere"), (CHUNK, "on the grid of chunks")):
 
-            def read(number: int) -> Tensor:
-                return torch.from_numpy(case.read_intensities(start(number), CROP))
+                def read(number: int, grid: int = grid) -> Tensor:
+                    return torch.from_numpy(case.read_intensities(start(number, grid), CROP))
 
-            def cut(number: int) -> Tensor:
-                box = whole[(slice(None), *slices(start(number)))]
-                return torch.from_numpy(intensities(box, *case.scaling()))
+                def stored(number: int, grid: int = grid) -> Tensor:
+                    return torch.from_numpy(case.read(start(number, grid), CROP)[0])
 
-            equality, others = counterparts.ABSENT, []
-            if counterparts.has_monai():
-                others = their_crops(file)
-                equality = same_crops([one.call for one in others] + [read, cut])
-            yield Job(
-                "crops",
-                f"{SIDE}³ of {' x '.join(map(str, VOLUME))} int16",
-                [
-                    *others,
-                    Contestant("mim3d: from the store", read, equality, MANY),
-                    Contestant("mim3d: volume kept in memory, int16", cut, equality, MANY),
-                ],
-            )
+                def cut(number: int, grid: int = grid) -> Tensor:
+                    box = whole[(slice(None), *slices(start(number, grid)))]
+                    return torch.from_numpy(intensities(box, *case.scaling()))
+
+                equality, others = monai.ABSENT, []
+                if monai.has_monai():
+                    others = their_crops(file, grid)
+                    equality = same_crops([one.call for one in others] + [read, cut])
+                same_crops([lambda n: read(n).to(torch.int16), stored])
+                yield Job(
+                    "crops",
+                    f"{SIDE}³ of {' x '.join(map(str, VOLUME))} int16, {words}",
+                    [
+                        *others,
+                        Contestant("mim3d: from the store, float32", read, equality, MANY),
+                        Contestant("mim3d: from the store, int16", stored, equality, MANY),
+                        Contestant("mim3d: volume kept in memory, int16", cut, equality, MANY),
+                    ],
+                )
 
 
-def their_crops(file: Path) -> list[Contestant]:
+def their_crops(file: Path, grid: int) -> list[Contestant]:
     """MONAI's reader and cropping, from the file and from memory."""
-    transforms = counterparts.monai("transforms")
+    transforms = monai.room("transforms")
     load = transforms.LoadImage(image_only=True, ensure_channel_first=True)
     kept = load(file)
 
     def crop(volume: Any, number: int) -> Tensor:
-        first = start(number)
+        first = start(number, grid)
         last = [low + side for low, side in zip(first, CROP, strict=True)]
         cut = transforms.SpatialCrop(roi_start=first, roi_end=last)(volume)
         found: Tensor = cut.as_tensor().contiguous()
@@ -104,10 +112,10 @@ def same_crops(calls: Sequence[Callable[[int], Any]]) -> str:
     return "bit for bit"
 
 
-def start(number: int) -> Triple:
-    """First voxel of a crop, anywhere in the volume; the same for all contestants."""
+def start(number: int, grid: int) -> Triple:
+    """First voxel of a crop, on a multiple of the grid; the same for all contestants."""
     draw = generator("crop", number)
-    x, y, z = (int(draw.integers(0, side - SIDE + 1)) for side in VOLUME)
+    x, y, z = (grid * int(draw.integers(0, (side - SIDE) // grid + 1)) for side in VOLUME)
     return x, y, z
 
 

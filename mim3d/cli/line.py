@@ -16,7 +16,7 @@ from mim3d.config.values import TRUTHS
 from mim3d.foundation.errors import ConfigError
 
 SHORT = {"-h": "help", "-q": "quiet", "-v": "verbose", "-o": "out"}
-WITH_VALUE = frozenset({"out", "config"})
+WITH_VALUE = frozenset({"out", "config", "verb"})
 # `-1000,1000` is a value, `-o` is an option.
 NEGATIVE = re.compile(r"-[.\d].*")
 

@@ -88,6 +88,10 @@ def _run(arguments: list[str]) -> ExitCode:
 
 
 def _run_verb(name: str, verb: Verb, arguments: Sequence[str]) -> ExitCode:
+    if verb.kinds:
+        from mim3d.cli.kinds import with_kind
+
+        verb = with_kind(name, verb, arguments)
     line = read_line(name, verb, arguments)
     if "version" in line.switches:
         print(f"mim3d {mim3d.__version__}")

@@ -19,6 +19,7 @@ from mim3d.foundation.errors import ConfigError, ExitCode
 SWITCHES = {
     "out": ("-o, --out PATH", "where to write"),
     "config": ("--config FILE", "YAML file of settings, or the name of one that ships"),
+    "verb": ("--verb VERB", "the verb whose config CONFIG is, where it fits several"),
     "overwrite": ("--overwrite", "start again where something already stands"),
     "dry_run": ("--dry_run", "say what would be done, how long it takes and what is written; stop"),
     "json": ("--json", "print the result as JSON"),

@@ -5,11 +5,13 @@ Each entry imports its workflow only when it is called, so that `mim3d --help` l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mim3d.config.plan import FinetunePlanConfig, PretrainPlanConfig
 from mim3d.config.verbs import (
+    BenchmarkConfig,
     DemoConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -90,6 +92,8 @@ class Verb:
         positionals: arguments without name, in order.
         switches: which of `out`, `overwrite`, `dry_run`, `json`, `config` it takes.
         needs_out: whether `--out` must be given.
+        kinds: config classes by verb, where CONFIG may be that of several; `config` is then the
+            first one's until it is known.
     """
 
     summary: str
@@ -100,6 +104,7 @@ class Verb:
     positionals: tuple[Positional, ...] = ()
     switches: frozenset[str] = frozenset()
     needs_out: bool = False
+    kinds: Mapping[str, type] = field(default_factory=dict)
 
     @property
     def all_switches(self) -> frozenset[str]:
@@ -157,6 +162,24 @@ def _info(call: Call) -> Result:
     from mim3d.workflows.info import info
 
     return info(call.word("PATH"), reporter=call.reporter)
+
+
+def _plan(call: Call) -> Result:
+    from mim3d.workflows.plan.plan import plan
+
+    return plan(call.config, out=call.out, reporter=call.reporter)
+
+
+def _benchmark(call: Call) -> Result:
+    from mim3d.workflows.benchmark import benchmark
+
+    return benchmark(
+        call.word("KIND"),
+        out=call.out,
+        config=call.config,
+        reporter=call.reporter,
+        dry_run="dry_run" in call.flags,
+    )
 
 
 VERBS: dict[str, Verb] = {
@@ -265,11 +288,43 @@ VERBS: dict[str, Verb] = {
         positionals=(Positional("PATH", "a store, a run, or a results.json"),),
         switches=frozenset({"json"}),
     ),
+    "plan": Verb(
+        summary="what a training will need: parameters, FLOP, memory, data, hours",
+        story="Takes one step of the config's real task without numbers, and reckons with what the "
+        "GPU is known to do, or with what this machine does in a few seconds. Trains nothing.",
+        examples=(
+            "mim3d plan my.yaml",
+            "mim3d plan hippocampus --verb pretrain --store stores/hippocampus",
+            "mim3d plan my.yaml --gpu h200 --devices 64 --volumes 100000 --out plan.json",
+        ),
+        run=_plan,
+        config=PretrainPlanConfig,
+        kinds={"pretrain": PretrainPlanConfig, "finetune": FinetunePlanConfig},
+        positionals=(
+            Positional("CONFIG", "a YAML file of `pretrain` or `finetune`, or a name that ships"),
+        ),
+        switches=frozenset({"out", "verb", "json"}),
+    ),
+    "benchmark": Verb(
+        summary="what each stage costs on this machine, and what its limit is",
+        story="`throughput` times every stage, from reading a file to evaluating a prediction, on "
+        "a synthetic cohort in a temporary folder: beside this machine's own limits, and in turns "
+        "with MONAI where that is installed.",
+        examples=(
+            "mim3d benchmark throughput",
+            "mim3d benchmark throughput --stages pretrain,finetune --out here.json",
+            "mim3d benchmark throughput --quick false --threads 8",
+        ),
+        run=_benchmark,
+        config=BenchmarkConfig,
+        positionals=(Positional("KIND", "`throughput`"),),
+        switches=frozenset({"out", "dry_run", "config", "json"}),
+    ),
 }  # fmt: skip
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "seed": ("training.seed",),
-    "device": ("training.device",),
+    "device": ("training.device", "throughput.device"),
     "precision": ("training.precision",),
     "steps": ("training.steps",),
     "store": ("data.store",),
@@ -285,5 +340,13 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "save_probabilities": ("inference.save_probabilities",),
     "allow_missing": ("evaluation.allow_missing",),
     "series": ("read.series",),
+    "gpu": ("plan.gpu",),
+    "devices": ("plan.devices",),
+    "volumes": ("plan.volumes",),
+    "epochs": ("plan.epochs",),
+    "stages": ("throughput.stages",),
+    "quick": ("throughput.quick",),
+    "repeats": ("throughput.repeats",),
+    "threads": ("training.threads", "throughput.threads"),
 }
 """Short names: each stands for the first of its settings that the verb has."""

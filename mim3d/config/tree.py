@@ -51,8 +51,8 @@ def value_of(config: Any, key: str) -> Any:
 
 
 def title(kind: type) -> str:
-    """What messages call a config class: `PretrainConfig` is `pretrain`."""
-    return kind.__name__.removesuffix("Config").lower()
+    """What messages call a config class: `PretrainConfig` and its plan's are `pretrain`."""
+    return kind.__name__.removesuffix("Config").removesuffix("Plan").lower()
 
 
 def nearest(key: str, kind: type) -> str | None:

@@ -142,3 +142,35 @@ class DemoConfig:
     """Names the cohort and all runs."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
+
+
+StageName = Literal[
+    "read", "prepare", "crop", "augment", "workers", "pretrain", "simmim", "finetune", "window",
+    "evaluate",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ThroughputConfig:
+    """What each stage costs on this machine."""
+
+    stages: tuple[StageName, ...] = ()
+    """Which stages; empty is all."""
+    quick: bool = True
+    """Small networks and volumes, within two minutes on one core; false takes the sizes of a
+    recipe and more repeats."""
+    repeats: int | None = None
+    """Of each measurement; none is 2, or 7 without `quick`."""
+    threads: int = 1
+    """Threads of torch on a CPU; times are CPU time, summed over them."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    monai: bool = True
+    """Time MONAI's side too, where MONAI is installed."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """What this machine does, and how fast."""
+
+    throughput: ThroughputConfig = field(default_factory=ThroughputConfig)

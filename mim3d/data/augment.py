@@ -8,7 +8,7 @@ affine of a crop follows every change of its geometry.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mim3d.config.sections import AugmentationConfig, Triple
+from mim3d.data.blur import blur
 from mim3d.data.crops import Crop
 from mim3d.foundation.errors import ConfigError
 
@@ -38,6 +39,7 @@ class AugmentationPlan:
         gamma: exponent on the crop's range of intensities.
         noise: standard deviation of Gaussian noise.
         noise_key: 64 bits that name the noise.
+        blur: standard deviation of a Gaussian blur, in voxels.
     """
 
     flips: tuple[bool, bool, bool] = (False, False, False)
@@ -49,6 +51,7 @@ class AugmentationPlan:
     gamma: float = 1.0
     noise: float = 0.0
     noise_key: int = 0
+    blur: float = 0.0
 
     @property
     def warp_matrix(self) -> NDArray[np.float64] | None:
@@ -58,11 +61,13 @@ class AugmentationPlan:
 
 def check(config: AugmentationConfig, crop_size: Triple) -> None:
     """Raises `ConfigError` for numbers that cannot be applied."""
-    for name in ("flip", "turn", "affine", "scale_intensity", "shift_intensity", "gamma", "noise"):
+    for name in (
+        "flip", "turn", "affine", "scale_intensity", "shift_intensity", "gamma", "noise", "blur",
+    ):  # fmt: skip
         key = f"{name}_probability"
         if not 0 <= getattr(config, key) <= 1:
             raise _refused(key, f"must lie between 0 and 1, not {getattr(config, key)}")
-    for key in ("zoom", "stretch", "scale_intensity", "shift_intensity", "gamma", "noise"):
+    for key in ("zoom", "stretch", "scale_intensity", "shift_intensity", "gamma", "noise", "blur"):
         if not 0 <= getattr(config, key) < math.inf:
             raise _refused(key, f"must not be negative, not {getattr(config, key)}")
     if min(config.rotation_degrees) < 0:
@@ -102,6 +107,8 @@ def draw(config: AugmentationConfig, random: np.random.Generator) -> Augmentatio
     warped, warp = random.random() < config.affine_probability, _draw_warp(config, random)
     chances, strengths = random.random(4), random.uniform(-1, 1, 4)
     noise_key = int(random.integers(1 << 63))
+    # What came later is drawn last: the numbers above are those of earlier runs.
+    is_blurred, blurring = random.random() < config.blur_probability, random.random()
 
     happens = chances < (
         config.scale_intensity_probability,
@@ -122,6 +129,7 @@ def draw(config: AugmentationConfig, random: np.random.Generator) -> Augmentatio
         gamma=math.exp(config.gamma * gamma),
         noise=config.noise * abs(noise),
         noise_key=noise_key,
+        blur=config.blur * blurring if is_blurred else 0.0,
     )
 
 
@@ -159,60 +167,83 @@ def swap_table(pairs: Iterable[tuple[int, int]]) -> Tensor | None:
     return table if bool((table != torch.arange(256)).any()) else None
 
 
-def apply(plan: AugmentationPlan, crop: Crop, swaps: Tensor | None = None) -> Crop:
+def apply(
+    plan: AugmentationPlan, crop: Crop, swaps: Tensor | None = None, out: Tensor | None = None
+) -> Crop:
     """The augmented crop: everything in the plan but its warp, which `cut_crop` has applied.
 
     Args:
         plan: the numbers.
         crop: is left as it was, except for its intensities, which may be changed in place.
         swaps: classes that change places when x is mirrored, from `swap_table`.
+        out: `c x y z`, float32, where the voxels are wanted; other memory than the crop's unless
+            the plan neither mirrors nor turns.
     """
-    return _change_intensities(plan, _turn(plan, _mirror(plan, crop, swaps)))
+    changed = _change_intensities(plan, _orient(plan, crop, swaps, out))
+    if out is not None and changed.voxels.data_ptr() != out.data_ptr():
+        changed = replace(changed, voxels=out.copy_(changed.voxels))
+    return changed
 
 
-def _mirror(plan: AugmentationPlan, crop: Crop, swaps: Tensor | None) -> Crop:
-    axes = [axis for axis in range(3) if plan.flips[axis]]
-    if not axes:
-        return crop
+def moves(plan: AugmentationPlan) -> bool:
+    """Whether voxels change places, so that a crop needs other memory than its source."""
+    return any(plan.flips) or plan.turns > 0
+
+
+def mirror_matrix(plan: AugmentationPlan, size: Sequence[int]) -> NDArray[np.float64]:
+    """Voxel after the mirroring to voxel before it, `4 4`, for a crop of some size."""
     matrix = np.eye(4)
-    for axis in axes:
-        matrix[axis, axis] = -1
-        matrix[axis, 3] = crop.voxels.shape[1 + axis] - 1
-    labels = None if crop.labels is None else crop.labels.flip(axes)
+    for axis in range(3):
+        if plan.flips[axis]:
+            matrix[axis, axis] = -1
+            matrix[axis, 3] = size[axis] - 1
+    return matrix
+
+
+def turn_matrix(plan: AugmentationPlan, size: Sequence[int]) -> NDArray[np.float64]:
+    """Voxel after the turn to voxel before it, `4 4`, for a crop that is square in its plane."""
+    a, b = plan.plane
+    # torch.rot90: voxel (i, j) of the result was (j, n - 1 - i).
+    once = np.eye(4)
+    once[[a, b], [a, b]] = 0
+    once[a, b], once[b, a] = 1, -1
+    once[b, 3] = size[b] - 1
+    return np.linalg.matrix_power(once, plan.turns)
+
+
+def _orient(plan: AugmentationPlan, crop: Crop, swaps: Tensor | None, out: Tensor | None) -> Crop:
+    """Mirrors, then turns: one strided copy."""
+    if not moves(plan):
+        return crop
+    size = crop.voxels.shape[1:]
+
+    def moved(tensor: Tensor, into: Tensor | None = None) -> Tensor:
+        first = tensor.ndim - 3
+        axes = tuple(first + axis for axis in range(3) if plan.flips[axis])
+        view = np.flip(tensor.numpy(), axes)
+        view = np.rot90(view, plan.turns, (first + plan.plane[0], first + plan.plane[1]))
+        if into is None:
+            return torch.from_numpy(np.ascontiguousarray(view))
+        np.copyto(into.numpy(), view)
+        return into
+
+    labels = None if crop.labels is None else moved(crop.labels)
     if labels is not None and swaps is not None and plan.flips[0]:
         labels = swaps[labels.int()]
     return replace(
         crop,
-        voxels=crop.voxels.flip([1 + axis for axis in axes]),
-        affine=crop.affine @ matrix,
+        voxels=moved(crop.voxels, out),
+        affine=crop.affine @ mirror_matrix(plan, size) @ turn_matrix(plan, size),
         labels=labels,
-        valid=None if crop.valid is None else crop.valid.flip(axes),
-    )
-
-
-def _turn(plan: AugmentationPlan, crop: Crop) -> Crop:
-    if plan.turns == 0:
-        return crop
-    a, b = plan.plane
-    matrix = np.eye(4)
-    for _ in range(plan.turns):
-        # torch.rot90: voxel (i, j) of the result was (j, n - 1 - i).
-        once = np.eye(4)
-        once[[a, b], [a, b]] = 0
-        once[a, b], once[b, a] = 1, -1
-        once[b, 3] = crop.voxels.shape[1 + b] - 1
-        matrix = matrix @ once
-    return replace(
-        crop,
-        voxels=crop.voxels.rot90(plan.turns, (1 + a, 1 + b)),
-        affine=crop.affine @ matrix,
-        labels=None if crop.labels is None else crop.labels.rot90(plan.turns, (a, b)),
-        valid=None if crop.valid is None else crop.valid.rot90(plan.turns, (a, b)),
+        valid=None if crop.valid is None else moved(crop.valid),
     )
 
 
 def _change_intensities(plan: AugmentationPlan, crop: Crop) -> Crop:
     voxels, air = crop.voxels, crop.air
+    if plan.blur > 0:
+        valid = None if crop.valid is None else crop.valid[None]
+        voxels = blur(voxels[None], valid, [plan.blur])[0]
     if plan.gamma != 1:
         voxels, air = _curve(voxels, air, crop.valid, plan.gamma)
     if plan.scale != 1 or plan.shift != 0:
@@ -244,20 +275,28 @@ def _curve(
 
 
 def gaussian(key: int, count: int) -> Tensor:
-    """Standard normal numbers that follow from the key and their place alone, `count` float32.
+    """Standard normal numbers that follow from the key and their place alone, `count` float32."""
+    return gaussians([key], count)[0]
+
+
+def gaussians(keys: Sequence[int], count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal numbers for each key, `b count` float32.
 
     Two hashed counters a pair, then Box and Muller's transform: the same on every device, which
     torch's own generators are not.
     """
     pairs = (count + 1) // 2
-    place = torch.arange(2 * pairs, dtype=torch.int32)
-    low, high = _as_int32(key), _as_int32(key >> 32)
-    hashed = _mix(_mix(place.mul_(-1640531527).add_(low)).bitwise_xor_(high))
+    halves = torch.tensor(
+        [[_as_int32(key), _as_int32(key >> 32)] for key in keys], dtype=torch.int32
+    )
+    low, high = halves.to(device, non_blocking=True)[:, None].unbind(dim=2)
+    place = torch.arange(2 * pairs, dtype=torch.int32, device=device).mul_(-1640531527)
+    hashed = _mix(_mix(place + low).bitwise_xor_(high))
     # 23 bits and a half: inside (0, 1) and exact in float32
     uniform = hashed.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)
-    radius = uniform[:pairs].log_().mul_(-2).sqrt_()
-    angle = uniform[pairs:].mul_(2 * math.pi)
-    return torch.cat((radius * angle.cos(), radius * angle.sin()))[:count]
+    radius = uniform[:, :pairs].log_().mul_(-2).sqrt_()
+    angle = uniform[:, pairs:].mul_(2 * math.pi)
+    return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=1)[:, :count]
 
 
 def _mix(bits: Tensor) -> Tensor:

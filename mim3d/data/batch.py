@@ -31,7 +31,8 @@ class CropBatch:
         voxels: `b c x y z`, float32, normalised.
         affine: `b 4 4`, float64, crop voxel to millimetres of its case, after every augmentation.
         case_ids: `b` case ids.
-        crop_ids: `b`, int64, place of the crop in the global batch of its step; views share it.
+        crop_ids: `b`, int64, place of the crop in the global batch of its step; views share it. It
+            stays on the CPU: keys are made of it, and reading it back would wait for the device.
         labels: `b x y z`, class indices, or None.
         valid: `b x y z`, False at padding, or None where there is no padding.
         targets: `b t`, float32, for classification and regression, or None.
@@ -65,7 +66,6 @@ class CropBatch:
             self,
             voxels=self.voxels.to(device, non_blocking=True),
             affine=self.affine.to(device, non_blocking=True),
-            crop_ids=self.crop_ids.to(device, non_blocking=True),
             labels=moved(self.labels),
             valid=moved(self.valid),
             targets=moved(self.targets),

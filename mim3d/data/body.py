@@ -78,7 +78,7 @@ def find_air(voxels: NDArray[Any], modality: Modality) -> Air:
 
 def body_mask(voxels: NDArray[Any], airs: tuple[Air, ...]) -> NDArray[np.bool_]:
     """Voxels that are body in any channel: `c x y z` to `x y z`."""
-    mask = airs[0].body(voxels[0]).copy()
+    mask = airs[0].body(voxels[0]).copy(order="K")
     for channel, air in zip(voxels[1:], airs[1:], strict=True):
         mask |= air.body(channel)
     return mask
@@ -180,5 +180,5 @@ def _otsu(values: NDArray[np.float64]) -> float | None:
 
 
 def _fills_a_face(voxels: NDArray[Any], threshold: float) -> bool:
-    faces = [voxels.take(end, axis) for axis in range(3) for end in (0, -1)]
+    faces = [np.moveaxis(voxels, axis, 0)[end] for axis in range(3) for end in (0, -1)]
     return any(float((face <= threshold).mean()) >= NOISE_FACE for face in faces)

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from mim3d.config.sections import DataConfig, Triple
 from mim3d.data.batch import IGNORE_INDEX
-from mim3d.foundation.errors import UserError
-from mim3d.foundation.randomness import RandomStream, generator
+from mim3d.data.interpolation import inside, interpolate, lines, nearest, places, stretch
+from mim3d.data.visits import Visit, VisitPlan, order
+from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.randomness import RandomStream
 
 FIXED_STEP = -1
 """The step of crops that never change, as validation uses them."""
@@ -51,8 +51,10 @@ class OpenCase(Protocol):
     ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
         """Stored voxels `c x y z` and class indices `x y z` of a box inside the volume."""
 
-    def normalise(self, stored: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Stored voxels `c x y z` in normalised units, by the whole volume's rule."""
+    def normalise(
+        self, stored: NDArray[np.int16], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Stored voxels `c x y z` in normalised units, by the whole volume's rule; into `out`."""
 
     @property
     def air(self) -> NDArray[np.float32] | None:
@@ -108,15 +110,19 @@ class SamplingPlan:
     """Which case and which place every sample of a run is cut from.
 
     Cases come in shuffled passes over the cohort, so every case is seen equally often; sample
-    `index` of step `step` is number `step * batch_size + index` of that sequence. The place is
-    drawn from (seed, step, index, "crop").
+    `index` of step `step` is number `step * batch_size + index` of that sequence. With
+    `window_cases` it is visits of several crops that come in such passes (`visits.VisitPlan`). The
+    place is drawn from (seed, step, index, "crop").
 
     Args:
         cases: ids of the cohort; their order does not matter.
-        config: crop size, placement and overhang.
+        config: crop size, placement, overhang, grid and window.
         seed: the run's.
         batch_size: crops of one step over all devices.
         open_case: gives the case of an id.
+
+    Raises:
+        ConfigError: numbers of window or grid that cannot be.
     """
 
     def __init__(
@@ -132,14 +138,32 @@ class SamplingPlan:
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
-        self._open_case = open_case
+        self.open_case = open_case
+        _check_grid(config)
+        window = _checked_window(config, len(self.cases))
+        self.visits = None if window is None else VisitPlan(len(cases), *window, batch_size, seed)
 
     def case_id(self, step: int, index: int) -> str:
         """The case of one sample. Needs no file."""
+        return self.cases[self._case(step, index)]
+
+    def visit(self, step: int, index: int) -> Visit:
+        """The stay in memory that a sample is drawn from; without a window a case has one."""
+        if self.visits is None:
+            return Visit(self._case(step, index), 0)
+        return self.visits.visit(step, index)
+
+    def case_of(self, visit: Visit) -> str:
+        """The case of a visit."""
+        return self.cases[visit.slot if self.visits is None else self.visits.case(visit)]
+
+    def _case(self, step: int, index: int) -> int:
+        if self.visits is not None and step != FIXED_STEP:
+            return self.visits.case(self.visits.visit(step, index))
         # Fixed crops have passes of their own, before the first of the run.
         number = -1 - index if step == FIXED_STEP else step * self.batch_size + index
         passed, place = divmod(number, len(self.cases))
-        return self.cases[int(_order(self.seed, passed, len(self.cases))[place])]
+        return int(order(self.seed, passed, len(self.cases))[place])
 
     def draw(self, step: int, index: int) -> CropPlan:
         """The crop of one sample.
@@ -149,15 +173,45 @@ class SamplingPlan:
             index: place in the global batch of the step.
         """
         case_id = self.case_id(step, index)
-        case = self._open_case(case_id)
+        case = self.open_case(case_id)
         random = RandomStream(self.seed, step).generator(index, "crop")
         start, centre_class = _draw_start(case, self.config, random)
         return CropPlan(case_id, start, self.config.crop_size, centre_class)
 
 
-@lru_cache(maxsize=8)
-def _order(seed: int, passed: int, count: int) -> NDArray[np.int64]:
-    return generator(seed, passed, "pass").permutation(count)
+def _checked_window(config: DataConfig, cases: int) -> tuple[int, int] | None:
+    window, most = config.window_cases, config.max_crops_per_visit
+    if window is None and most is None:
+        return None
+    if window is None or most is None:
+        missing, given = ("window_cases", "max_crops_per_visit")[:: 1 if window is None else -1]
+        raise ConfigError(f"`data.{given}` needs `data.{missing}`", code="feed")
+    if not 1 <= window <= cases:
+        raise ConfigError(
+            f"`data.window_cases` must be between 1 and the number of cases, {cases}, not {window}",
+            remedy="leave it out to draw from all cases at a time",
+            code="feed",
+        )
+    if most < 1:
+        raise ConfigError(f"`data.max_crops_per_visit` must be at least 1, not {most}", code="feed")
+    return window, most
+
+
+def _check_grid(config: DataConfig) -> None:
+    if config.origin_grid is None:
+        return
+    if min(_triple(config.origin_grid)) < 1:
+        raise ConfigError("`data.origin_grid` must be positive", code="feed")
+    if config.placement != "uniform":
+        raise ConfigError(
+            f"`data.origin_grid` needs `data.placement uniform`, not `{config.placement}`: crops "
+            "around a voxel begin where it lies",
+            code="feed",
+        )
+
+
+def _triple(voxels: int | Triple) -> Triple:
+    return (voxels, voxels, voxels) if isinstance(voxels, int) else voxels
 
 
 def start_range(
@@ -173,6 +227,24 @@ def start_range(
     return np.minimum(slack, 0) - reach, np.maximum(slack, 0) + reach
 
 
+def grid_starts(shape: int, size: int, low: int, high: int, grid: int) -> NDArray[np.int64]:
+    """Starts along one axis: multiples of the grid where the crop lies inside, and the faces.
+
+    Without the faces the last voxels of a volume would never be seen. Where the crop holds the
+    whole volume every start reads the same chunks, so there is no grid.
+
+    Args:
+        shape: voxels of the volume.
+        size: voxels of the crop.
+        low: first start.
+        high: last start.
+        grid: voxels between starts.
+    """
+    if shape <= size:
+        return np.arange(low, high + 1)
+    return np.unique(np.concatenate((np.arange(0, shape - size + 1, grid), [low, high])))
+
+
 def _draw_start(
     case: OpenCase, config: DataConfig, random: np.random.Generator
 ) -> tuple[Triple, int | None]:
@@ -186,7 +258,11 @@ def _draw_start(
         if present:  # a case without foreground is seen anywhere
             centre_class = int(random.choice(present))
             centres = case.label_voxels(centre_class)
-    if centres is None or len(centres) == 0:
+    if config.origin_grid is not None:
+        grid = _triple(config.origin_grid)
+        axes = zip(case.shape[1:], config.crop_size, low.tolist(), high.tolist(), grid, strict=True)
+        start = np.array([random.choice(grid_starts(*axis)) for axis in axes])
+    elif centres is None or len(centres) == 0:
         start = random.integers(low, high, endpoint=True)
     else:
         centre = centres[random.integers(len(centres))]
@@ -200,6 +276,7 @@ def cut_crop(
     *,
     labels: bool = False,
     warp: NDArray[np.float64] | None = None,
+    out: Tensor | None = None,
 ) -> Crop:
     """The voxels of a plan, normalised as its whole volume is.
 
@@ -210,6 +287,7 @@ def cut_crop(
         warp: `3 3`, millimetres along the crop's axes to millimetres along the volume's; the
             centre of what the crop sees of the volume stays in place. None leaves voxels as they
             are stored.
+        out: `c x y z`, float32; a crop that lies whole and unwarped in the volume is made there.
 
     Returns:
         The crop; voxels interpolated trilinearly and labels from the nearest voxel under a warp.
@@ -217,17 +295,21 @@ def cut_crop(
     Raises:
         UserError: labels are asked for and the case has none.
     """
-    crop = _cut_box(case, plan, labels) if warp is None else _cut_warped(case, plan, labels, warp)
+    if warp is None:
+        crop = _cut_box(case, plan, labels, out)
+    else:
+        crop = _cut_warped(case, plan, labels, warp)
     return replace(crop, air=None if case.air is None else torch.from_numpy(case.air))
 
 
-def _cut_box(case: OpenCase, plan: CropPlan, labels: bool) -> Crop:
+def _cut_box(case: OpenCase, plan: CropPlan, labels: bool, out: Tensor | None) -> Crop:
     shape, start = np.array(case.shape[1:]), np.array(plan.start)
     first = np.maximum(start, 0)
     last = np.minimum(start + plan.size, shape)
-    voxels, label_map = _read(case, first, last, labels)
+    is_whole = tuple(last - first) == plan.size
+    voxels, label_map = _read(case, first, last, labels, out if is_whole else None)
     affine = case.affine @ _translation(start)
-    if tuple(last - first) == plan.size:
+    if is_whole:
         return Crop(voxels, affine, label_map)
 
     inside = tuple(slice(a, b) for a, b in zip(first - start, last - start, strict=True))
@@ -254,12 +336,14 @@ def _cut_warped(case: OpenCase, plan: CropPlan, labels: bool, warp: NDArray[np.f
     last = np.clip(np.floor(highest) + 2, first + 1, shape).astype(np.int64)
     voxels, label_map = _read(case, first, last, labels)
 
-    places = _places(matrix, plan.size)
+    # A zoom alone keeps axes apart: a tenth of the time of interpolating in three dimensions.
+    is_zoom = bool((matrix[:3, :3] == np.diag(np.diag(matrix[:3, :3]))).all())
+    where = lines(matrix, plan.size) if is_zoom else places(matrix, plan.size)
     crop = Crop(
-        _interpolate(voxels, places, first),
+        (stretch if is_zoom else interpolate)(voxels, where, first),
         case.affine @ matrix,
-        None if label_map is None else _nearest(label_map, places, first),
-        _inside(places, shape) if padded else None,
+        None if label_map is None else nearest(label_map, where, first),
+        inside(where, shape) if padded else None,
     )
     if crop.valid is not None:
         crop.voxels.masked_fill_(~crop.valid, 0.0)
@@ -286,10 +370,18 @@ def crop_to_volume(
 
 
 def _read(
-    case: OpenCase, first: NDArray[np.int64], last: NDArray[np.int64], labels: bool
+    case: OpenCase,
+    first: NDArray[np.int64],
+    last: NDArray[np.int64],
+    labels: bool,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     stored, label_map = case.read(first.tolist(), (last - first).tolist(), labels=labels)
-    voxels = torch.from_numpy(case.normalise(stored))
+    if out is None:
+        voxels = torch.from_numpy(case.normalise(stored))
+    else:
+        case.normalise(stored, out.numpy())
+        voxels = out
     if not labels:
         return voxels, None
     if label_map is None:
@@ -305,50 +397,3 @@ def _translation(start: NDArray[np.int64]) -> NDArray[np.float64]:
     matrix = np.eye(4)
     matrix[:3, 3] = start
     return matrix
-
-
-def _places(matrix: NDArray[np.float64], size: Triple) -> tuple[Tensor, Tensor, Tensor]:
-    """Volume coordinates of every voxel of the crop, three times `x y z`."""
-    # Summed from one vector an axis: a tenth of the time of a product with all voxels.
-    x, y, z = (torch.arange(n, dtype=torch.float32) for n in size)
-    rows = matrix.astype(np.float32).tolist()
-    a, b, c = (
-        (row[0] * x)[:, None, None] + ((row[1] * y)[:, None] + (row[2] * z + row[3])[None, :])
-        for row in rows[:3]
-    )
-    return a, b, c
-
-
-def _interpolate(
-    voxels: Tensor, places: tuple[Tensor, Tensor, Tensor], first: NDArray[np.int64]
-) -> Tensor:
-    grid = torch.empty((*places[0].shape, 3))
-    for axis, place in enumerate(places):
-        count = voxels.shape[1 + axis]
-        # -1 and 1 are the outer faces of the box; the last axis comes first in the grid.
-        scaled = place * (2.0 / count)
-        grid[..., 2 - axis] = scaled.add_((1.0 - 2.0 * float(first[axis])) / count - 1.0)
-    # "border": half a voxel at the volume's faces takes the value of the outermost voxel.
-    sampled = grid_sample(
-        voxels[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return sampled[0]
-
-
-def _nearest(
-    label_map: Tensor, places: tuple[Tensor, Tensor, Tensor], first: NDArray[np.int64]
-) -> Tensor:
-    flat: Tensor | None = None
-    for axis, place in enumerate(places):
-        count = label_map.shape[axis]
-        index = (place - float(first[axis])).round_().clamp_(0, count - 1).long()
-        flat = index if flat is None else flat.mul_(count).add_(index)
-    assert flat is not None
-    return label_map.flatten()[flat]
-
-
-def _inside(places: tuple[Tensor, Tensor, Tensor], shape: NDArray[np.int64]) -> Tensor:
-    valid = torch.ones(places[0].shape, dtype=torch.bool)
-    for place, count in zip(places, shape.tolist(), strict=True):
-        valid &= (place >= -0.5) & (place <= count - 0.5)
-    return valid

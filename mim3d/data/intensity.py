@@ -7,7 +7,7 @@ training and a window in prediction are mapped by the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from mim3d.data.body import Air, Modality
 
 STATISTICS_SAMPLE = 4_000_000
-"""Voxels of the body that percentiles and means are taken of, a fixed stride through them."""
+"""Voxels of the body that percentiles and means are taken of, a fixed stride through them; of
+integers of 16 bits, which are counted, all of them are."""
+COUNTED_AT_ONCE = 2**17
+PLANES = 16
 SPIKE = 10.0
 """A value farther from the body's median than this many times the 1st or 99th percentile is a
 spike (a defect, a hot pixel) and takes part in no statistics."""
@@ -57,12 +60,22 @@ class Normalisation:
 
     def apply(self, intensities: Any) -> Any:
         """Normalised float32 of the same shape; a NumPy array or a tensor, the input untouched."""
-        numpy = isinstance(intensities, np.ndarray)
-        values = intensities.astype(np.float32) if numpy else intensities.float()
-        values = values.clip(self.low, self.high)
+        if isinstance(intensities, np.ndarray):
+            values = intensities.astype(np.float32)
+            self.apply_in_place(values)
+            return values
+        values = intensities.float().clip(self.low, self.high)
         values -= self.shift
         values /= self.width
         return values
+
+    def apply_in_place(self, intensities: NDArray[np.float32]) -> None:
+        """Makes float32 intensities normalised ones where they are."""
+        np.clip(intensities, self.low, self.high, out=intensities)
+        if self.shift != 0.0:
+            intensities -= self.shift
+        if self.width != 1.0:
+            intensities /= self.width
 
     def invert(self, normalised: Any) -> Any:
         """Intensities of normalised values, except for what was clipped; the input untouched."""
@@ -114,6 +127,8 @@ def measure(
     Returns:
         None where the body is empty or constant.
     """
+    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize <= 2:
+        return _measure_counts(*_counts(voxels, air), air, modality, window_hu, clip_percentiles)
     body = body_values(voxels, air)
     if modality == "ct":
         if body.size == 0 or body.min() == body.max():
@@ -125,15 +140,77 @@ def measure(
         return None
     low, high = (float(v) for v in np.percentile(body, clip_percentiles))
     clipped = body.clip(low, high).astype(np.float64)
-    mean, deviation = float(clipped.mean()), float(clipped.std())
+    return _zscore(low, high, float(clipped.mean()), float(clipped.std()), air)
+
+
+def _zscore(
+    low: float, high: float, mean: float, deviation: float, air: Air
+) -> Normalisation | None:
     if deviation <= SMALLEST_DEVIATION * max(abs(mean), high - low, 1e-30):
         return None
     return Normalisation("zscore", low, high, mean, deviation, air.threshold)
 
 
+def _counts(voxels: NDArray[Any], air: Air) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The intensities that occur in the body, rising, and how often; of integers of 16 bits."""
+    start, stop = (int(voxels.min()), int(voxels.max())) if voxels.size else (0, 0)
+    counts = np.zeros(stop - start + 1, np.int64)
+    flat = voxels.ravel(order="K")
+    for first in range(0, flat.size, COUNTED_AT_ONCE):
+        part = flat[first : first + COUNTED_AT_ONCE].astype(np.int32)
+        counts += np.bincount(part - start, minlength=len(counts))
+    values = np.arange(start, stop + 1).astype(voxels.dtype)
+    kept = air.body(values) & (counts > 0)
+    return values[kept].astype(np.float64), counts[kept]
+
+
+def _measure_counts(
+    values: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    air: Air,
+    modality: Modality,
+    window_hu: tuple[float, float],
+    clip_percentiles: tuple[float, float],
+) -> Normalisation | None:
+    """As `measure`, of how often each intensity occurs: all voxels count, none is sorted."""
+    if modality == "ct":
+        low, high = window_hu
+        constant = len(values) < 2
+        return None if constant else Normalisation("window", low, high, air=air.threshold)
+    if not len(values):
+        return None
+    below, above = _spike_limits(*_percentiles(values, counts, (1, 50, 99)))
+    kept = (values >= below) & (values <= above)
+    values, counts = values[kept], counts[kept]
+    low, high = _percentiles(values, counts, clip_percentiles)
+    clipped = values.clip(low, high)
+    mean = float(np.average(clipped, weights=counts))
+    deviation = float(np.sqrt(np.average((clipped - mean) ** 2, weights=counts)))
+    return _zscore(low, high, mean, deviation, air)
+
+
+def _percentiles(
+    values: NDArray[np.float64], counts: NDArray[np.int64], percents: Sequence[float]
+) -> list[float]:
+    """As `np.percentile` (linear) of each value repeated as often as it occurs."""
+    ends = np.cumsum(counts)
+    ranks = np.asarray(percents, np.float64) / 100 * (ends[-1] - 1)
+    lower = np.floor(ranks)
+    at = values[np.searchsorted(ends, lower, side="right")]
+    following = values[np.searchsorted(ends, np.ceil(ranks), side="right")]
+    found: list[float] = (at + (following - at) * (ranks - lower)).tolist()
+    return found
+
+
 def body_values(voxels: NDArray[Any], air: Air) -> NDArray[Any]:
     """Intensities of the body, at most `STATISTICS_SAMPLE` of them by a fixed stride."""
-    body = voxels[air.body(voxels)]
+    # The stride runs in the order of x, y, z whatever the order in memory; a few planes at a time
+    # are turned in the cache.
+    parts = [voxels[:0].ravel()]
+    for start in range(0, len(voxels), PLANES):
+        planes = np.ascontiguousarray(voxels[start : start + PLANES])
+        parts.append(planes[air.body(planes)])
+    body = np.concatenate(parts)
     return body[:: max(1, -(-body.size // STATISTICS_SAMPLE))]
 
 
@@ -141,15 +218,16 @@ def without_spikes(values: NDArray[Any]) -> NDArray[Any]:
     """The values without those far beyond the 1st and 99th percentile, see `SPIKE`."""
     if values.size == 0:
         return values
-    low, middle, high = np.percentile(values, (1, 50, 99))
-    if high == low:
-        return values
-    below, above = middle - SPIKE * (middle - low), middle + SPIKE * (high - middle)
-    # A side without spread says nothing about spikes there.
-    kept = (values >= (below if low < middle else -np.inf)) & (
-        values <= (above if high > middle else np.inf)
-    )
+    below, above = _spike_limits(*np.percentile(values, (1, 50, 99)).tolist())
+    kept = (values >= below) & (values <= above)
     return values if kept.all() else values[kept]
+
+
+def _spike_limits(low: float, middle: float, high: float) -> tuple[float, float]:
+    # A side without spread says nothing about spikes there.
+    below = middle - SPIKE * (middle - low) if low < middle else -np.inf
+    above = middle + SPIKE * (high - middle) if high > middle else np.inf
+    return below, above
 
 
 def infer_modality(voxels: NDArray[Any]) -> Modality:

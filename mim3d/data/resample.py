@@ -1,15 +1,19 @@
-"""Resampling as three matrix products, one an axis, in float32.
+"""Resampling as three products, one an axis, in float32.
 
 Interpolation on a grid is separable: along each axis the new values are W times the old ones. W has
-two entries a row for linear interpolation and is dense for cubic B-splines (evaluation times the
-inverse of the prefilter). SciPy's general routine is 2 to 20 times slower; equal to it to 1e-6 of
-the range (`tests/data/test_resample.py`). Beyond the outer voxel centres values are mirrored about
-them, SciPy's `mirror`.
+two entries a row for linear interpolation, so that two weighted slabs are added; for cubic
+B-splines (evaluation times the inverse of the prefilter) it is dense but for a wide band small
+beyond counting, so that bands of rows are multiplied. SciPy's general routine is 5 to 40 times
+slower (`benchmarks/throughput/resample.py`); equal to it to 1e-6 of the range. Beyond the outer
+voxel centres values are mirrored about them, SciPy's `mirror`.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -22,6 +26,15 @@ Spacing = tuple[float, float, float]
 
 UNCHANGED = 0.01
 """Axes on which no voxel centre moves by more than this many voxels are left as they are."""
+BAND = 32
+"""Rows multiplied at once, with the columns they need."""
+NEGLIGIBLE = 1e-9
+"""Weights below it are left out: those of a cubic spline fall to a quarter with every voxel, and 16
+voxels away all of them together are below float32's rounding."""
+COLUMNS_PER_PASS = 25
+"""Columns of a matrix whose product takes as long as one pass over the result (measured)."""
+FEW_COLUMNS = 50
+"""Up to so many the product is as fast as adding slabs."""
 
 
 def resampled_shape(shape: Triple, spacing_mm: Spacing, new_spacing_mm: Spacing) -> Triple:
@@ -89,11 +102,20 @@ def resample_labels(
     """
     x, y, z = indices.shape
     matrices = _centred_matrices((x, y, z), spacing_mm, new_spacing_mm, "linear")
+    turn = sorted(range(3), key=lambda axis: -indices.strides[axis])
+    labels = _largest_weight(indices.transpose(turn), [matrices[axis] for axis in turn])
+    return labels.transpose(np.argsort(turn))
+
+
+def _largest_weight(
+    indices: NDArray[np.uint8], matrices: Sequence[NDArray[np.float32] | None]
+) -> NDArray[np.uint8]:
     shape = [m.shape[0] if m is not None else n
              for m, n in zip(matrices, indices.shape, strict=True)]  # fmt: skip
     labels = np.zeros(shape, np.uint8)
     best = np.zeros(shape, np.float32)
-    for index in np.flatnonzero(np.bincount(indices.ravel(), minlength=256)).tolist():
+    counts = np.bincount(indices.ravel(order="K"), minlength=256)
+    for index in np.flatnonzero(counts).tolist():
         inside = indices == index
         source, target, parts = [], [], []
         for axis, matrix in enumerate(matrices):
@@ -147,7 +169,9 @@ def resample_to(
         size = array.shape[1 + axis]
         inside.append((positions >= -0.5 - UNCHANGED) & (positions <= size - 0.5 + UNCHANGED))
         matrices.append(_unless_unchanged(size, positions, order))
-    values = np.empty((len(array), *to_shape), np.float32)
+    turn = [0, *sorted((1, 2, 3), key=lambda axis: -abs(array.strides[axis]))]
+    turned = [len(array), *(to_shape[axis - 1] for axis in turn[1:])]
+    values = np.empty(turned, np.float32).transpose(np.argsort(turn))
     fill = np.broadcast_to(np.asarray(outside, np.float32), len(array))
     for channel in range(len(array)):  # one at a time: logits of many classes are large
         values[channel] = apply_matrices(array[channel : channel + 1], matrices)[0]
@@ -191,26 +215,109 @@ def axis_matrix(size: int, positions: NDArray[np.float64], order: Order) -> NDAr
 def apply_matrices(
     voxels: NDArray[Any], matrices: Sequence[NDArray[np.float32] | None]
 ) -> NDArray[np.float32]:
-    """Applies one matrix an axis to `c x y z`; None leaves the axis alone. Shrinking axes first."""
-    result = np.ascontiguousarray(voxels, np.float32)
+    """Applies one matrix an axis to `c x y z`; None leaves the axis alone.
 
-    def growth(axis: int) -> float:
-        matrix = matrices[axis]
-        return 0.0 if matrix is None else matrix.shape[0] / matrix.shape[1]
+    The axes go in the order that costs least, and as they lie in memory: a volume out of a file has
+    x densest, and so has the result.
+    """
+    turn = [0, *sorted((1, 2, 3), key=lambda axis: -abs(voxels.strides[axis]))]
+    result = voxels.transpose(turn)
+    products = [_product(matrices[axis - 1], place) for place, axis in enumerate(turn[1:])]
+    for axis in _cheapest_order(result.shape[1:], products):
+        product = products[axis]
+        if product is not None:
+            result = product.along(result, axis + 1)
+    return np.ascontiguousarray(result, np.float32).transpose(np.argsort(turn))
 
-    for axis in sorted(range(3), key=growth):
-        matrix = matrices[axis]
-        if matrix is None:
-            continue
-        shape = list(result.shape)
-        after = int(np.prod(shape[axis + 2 :]))
-        if after == 1:
-            result = result.reshape(-1, shape[axis + 1]) @ matrix.T
-        else:
-            result = np.matmul(matrix, result.reshape(-1, shape[axis + 1], after))
-        shape[axis + 1] = matrix.shape[0]
-        result = result.reshape(shape)
-    return result
+
+@dataclass(frozen=True, eq=False)
+class _Dense:
+    """Multiplies by the matrix, in bands of rows with the columns that count there."""
+
+    matrix: NDArray[np.float32]
+
+    @property
+    def passes(self) -> float:
+        """Over the result, that this takes as long as."""
+        return float(self.matrix.shape[1] / COLUMNS_PER_PASS)
+
+    def along(self, voxels: NDArray[Any], axis: int) -> NDArray[np.float32]:
+        """The product along one axis of `c x y z`."""
+        shape, rows = voxels.shape, len(self.matrix)
+        before, after = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
+        old = np.ascontiguousarray(voxels, np.float32).reshape(before, shape[axis], after)
+        result = np.empty((before, rows, after), np.float32)
+        for start in range(0, rows, BAND):
+            block = slice(start, start + BAND)
+            columns = extent(np.abs(self.matrix[block]) > NEGLIGIBLE, 1)
+            band = self.matrix[block, columns]
+            if after == 1:
+                np.matmul(old[:, columns, 0], band.T, out=result[:, block, 0])
+            else:
+                np.matmul(band, old[:, columns], out=result[:, block])
+        return result.reshape(*shape[:axis], rows, *shape[axis + 1 :])
+
+
+@dataclass(frozen=True, eq=False)
+class _Taps:
+    """Adds two weighted slabs for each new one: a matrix of two entries a row.
+
+    Attributes:
+        matrix: (m, n).
+        first: column of each row's first entry.
+        second: column of its last entry.
+    """
+
+    matrix: NDArray[np.float32]
+    first: NDArray[np.intp]
+    second: NDArray[np.intp]
+
+    passes = 2.0
+
+    def along(self, voxels: NDArray[Any], axis: int) -> NDArray[np.float32]:
+        """The product along one axis of `c x y z`, of any type."""
+        result = np.empty(
+            (*voxels.shape[:axis], len(self.matrix), *voxels.shape[axis + 1 :]), np.float32
+        )
+        slabs, old = np.moveaxis(result, axis, 0), np.moveaxis(voxels, axis, 0)
+        other = np.empty(slabs.shape[1:], np.float32)
+        for slab, row, first, second in zip(
+            slabs, self.matrix, self.first, self.second, strict=True
+        ):
+            np.multiply(old[first], row[first], out=slab)
+            if first < second:
+                np.multiply(old[second], row[second], out=other)
+                slab += other
+        return result
+
+
+def _product(matrix: NDArray[np.float32] | None, axis: int) -> _Dense | _Taps | None:
+    """How the matrix of one axis of `x y z` is applied."""
+    if matrix is None:
+        return None
+    used = matrix != 0
+    first = used.argmax(axis=1)
+    second = np.maximum(first, matrix.shape[1] - 1 - used[:, ::-1].argmax(axis=1))
+    second[~used.any(axis=1)] = 0
+    # Along the last axis voxels would be gathered one by one.
+    if axis == 2 or used.sum(axis=1).max(initial=0) > 2 or matrix.shape[1] < FEW_COLUMNS:
+        return _Dense(matrix)
+    return _Taps(matrix, first, second)
+
+
+def _cheapest_order(shape: Sequence[int], products: Sequence[_Dense | _Taps | None]) -> Triple:
+    """The order of the three axes with the least work; axes that shrink tend to go first."""
+
+    def cost(order: Triple) -> float:
+        size, total = list(shape), 0.0
+        for axis in order:
+            product = products[axis]
+            if product is not None:
+                size[axis] = len(product.matrix)
+                total += product.passes * math.prod(size)
+        return total
+
+    return min(((a, b, 3 - a - b) for a, b in itertools.permutations(range(3), 2)), key=cost)
 
 
 def extent(mask: NDArray[np.bool_], axis: int) -> slice:
@@ -243,6 +350,12 @@ def _centred_matrix(
     """The matrix of grids that share their centre; None if no voxel moves."""
     positions = (np.arange(new_size) - (new_size - 1) / 2) * step + (size - 1) / 2
     return _unless_unchanged(size, positions.astype(np.float64), order)
+
+
+def forget_matrices() -> None:
+    """Empties the caches of matrices, so that a benchmark can time their making."""
+    _centred_matrix.cache_clear()
+    _inverse_prefilter.cache_clear()
 
 
 def _unless_unchanged(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.config.sections import DataConfig
+from mim3d.data.batched import VolumeFacts, Volumes
+from mim3d.data.intensity import Normalisation
+from mim3d.data.residency import available_bytes
 from mim3d.data.store import Store, StoreCase
 from mim3d.data.store.writing import intensities
 from mim3d.foundation.errors import ConfigError, ResourceError
@@ -32,21 +36,50 @@ class CaseSource:
         self.case_id = case.case_id
         self.shape = case.shape
         self.spacing_mm = case.spacing_mm
-        self.affine = case.affine
         self._case = case
-        self._scaling = case.scaling()
-        self._rules = tuple(
-            rule if window is None else rule.with_window(*window)
-            for rule, window in zip(case.normalisation, windows, strict=True)
-        )
-        thresholds = [rule.air_normalised for rule in self._rules]
-        known = [threshold for threshold in thresholds if threshold is not None]
-        complete = len(known) == len(thresholds)
-        self.air = np.array(known, np.float32) if complete else None
-        self._present = tuple(index for index in case.classes_present() if index > 0)
+        self._windows = windows
         self._voxels: NDArray[np.int16] | None = None
         self._labels: NDArray[np.uint8] | None = None
         self._centres: dict[int | None, NDArray[np.int64]] = {}
+
+    # What needs the file is read when it is asked for: many plans need the shape alone.
+
+    @cached_property
+    def affine(self) -> NDArray[np.float64]:
+        """`4 4`, voxel to millimetres."""
+        return self._case.affine
+
+    @cached_property
+    def air(self) -> NDArray[np.float32] | None:
+        """`c`, normalised intensity below which a voxel is air; None where unknown."""
+        thresholds = [rule.air_normalised for rule in self._rules]
+        known = [threshold for threshold in thresholds if threshold is not None]
+        return np.array(known, np.float32) if len(known) == len(thresholds) else None
+
+    @cached_property
+    def facts(self) -> VolumeFacts:
+        """What a pass over a whole batch needs of this case."""
+        rows = (
+            (scale, offset, rule.low, rule.high, rule.shift, rule.width)
+            for scale, offset, rule in zip(*self._scaling, self._rules, strict=True)
+        )
+        rule = np.array(list(rows), np.float64).T
+        return VolumeFacts(self.case_id, self.shape[1:], self.affine, rule, self.air)
+
+    @cached_property
+    def _scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self._case.scaling()
+
+    @cached_property
+    def _rules(self) -> tuple[Normalisation, ...]:
+        return tuple(
+            rule if window is None else rule.with_window(*window)
+            for rule, window in zip(self._case.normalisation, self._windows, strict=True)
+        )
+
+    @cached_property
+    def _present(self) -> tuple[int, ...]:
+        return tuple(index for index in self._case.classes_present() if index > 0)
 
     def read(
         self, start: Sequence[int], size: Sequence[int], *, labels: bool
@@ -60,11 +93,13 @@ class CaseSource:
         label_map = self._labels[box] if labels and self._labels is not None else None
         return self._voxels[(slice(None), *box)], label_map
 
-    def normalise(self, stored: NDArray[np.int16]) -> NDArray[np.float32]:
+    def normalise(
+        self, stored: NDArray[np.int16], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Stored voxels `c x y z` in normalised units, by the whole volume's rule."""
-        values = intensities(stored, *self._scaling)
+        values = intensities(stored, *self._scaling, out)
         for channel, rule in zip(values, self._rules, strict=True):
-            channel[...] = rule.apply(channel)
+            rule.apply_in_place(channel)
         return values
 
     def classes_present(self) -> tuple[int, ...]:
@@ -87,10 +122,29 @@ class CaseSource:
         """Takes all voxels into memory, as they are stored, and closes the file."""
         x, y, z = self.shape[1:]
         self._voxels, self._labels = self._case.read((0, 0, 0), (x, y, z), labels=labels)
+        assert self.facts is not None  # read before the file is closed
         self.body_voxels()
         for index in self._present:
             self.label_voxels(index)
         self._case.close()
+
+    def read_slab(
+        self, first: int, count: int, *, labels: bool
+    ) -> tuple[NDArray[np.int16], NDArray[np.uint8] | None]:
+        """Stored voxels `c x y z` and class indices of some planes along x."""
+        return self.read((first, 0, 0), (count, *self.shape[2:]), labels=labels)
+
+    def within(self, volumes: Volumes, begin: int) -> CaseSource:
+        """The same case, its voxels from flat memory where they begin at `begin`."""
+        channels, *space = self.shape
+        count = math.prod(space)
+        assert self.facts is not None  # read once here, then known to every copy
+        same = copy.copy(self)
+        voxels = volumes.voxels[begin * channels : (begin + count) * channels]
+        same._voxels = voxels.view(self.shape).numpy()
+        if volumes.labels is not None:
+            same._labels = volumes.labels[begin : begin + count].view(space).numpy()
+        return same
 
     def close(self) -> None:
         """Closes the file; reading opens it again."""
@@ -122,22 +176,43 @@ class Sources:
         )
         self._store = store
         self._labels = labels
-        self._open: OrderedDict[str, CaseSource] = OrderedDict()
+        self._open: OrderedDict[tuple[str, bool], CaseSource] = OrderedDict()
         self._resident: dict[str, CaseSource] = {}
+        self._facts: dict[str, VolumeFacts] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": OrderedDict()}
 
     def open(self, case_id: str) -> CaseSource:
         """The case of an id; of those that are read from files, the last few stay open."""
+        return self._kept(case_id, verify=True)
+
+    def outline(self, case_id: str) -> CaseSource:
+        """The case of an id, for what is drawn and not cut: its file is not read to the end."""
+        return self._kept(case_id, verify=False)
+
+    def fresh(self, case_id: str) -> CaseSource:
+        """The case of an id for a thread that reads all of it; its facts are noted."""
+        source = CaseSource(self._store.open(case_id), self._windows)
+        self._facts[case_id] = source.facts
+        return source
+
+    def facts(self, case_id: str) -> VolumeFacts:
+        """What a pass over a batch needs of a case beside its voxels."""
+        if case_id not in self._facts:
+            self._facts[case_id] = self.outline(case_id).facts
+        return self._facts[case_id]
+
+    def _kept(self, case_id: str, *, verify: bool) -> CaseSource:
         if case_id in self._resident:
             return self._resident[case_id]
-        if case_id not in self._open:
-            self._open[case_id] = CaseSource(self._store.open(case_id), self._windows)
+        key = (case_id, verify)
+        if key not in self._open:
+            self._open[key] = CaseSource(self._store.open(case_id, verify), self._windows)
             if len(self._open) > OPEN_CASES:
                 self._open.popitem(last=False)[1].close()
-        self._open.move_to_end(case_id)
-        return self._open[case_id]
+        self._open.move_to_end(key)
+        return self._open[key]
 
     def load(self, case_ids: Iterable[str]) -> None:
         """Takes whole cases into memory.
@@ -151,7 +226,9 @@ class Sources:
             raise ResourceError(
                 f"`data.feed resident` needs {need / 2**30:.1f} GiB for {len(missing)} volumes "
                 f"and {free / 2**30:.1f} GiB of memory are free",
-                remedy="set `--data.feed store`, which reads each crop from disk",
+                remedy="draw from a window of fewer cases with `--data.window_cases` and "
+                "`--data.max_crops_per_visit`, or set `--data.feed store`, which reads each crop "
+                "from disk",
                 code="memory",
             )
         for case_id in missing:
@@ -163,13 +240,3 @@ class Sources:
         entry = self._store.entry(case_id)
         labels = 1 if self._labels and entry.has_label else 0
         return (2 * entry.shape[0] + labels) * math.prod(entry.shape[1:])
-
-
-def available_bytes() -> int | None:
-    """Memory that a process can take without swapping, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None

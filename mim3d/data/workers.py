@@ -8,6 +8,7 @@ signals that its parent handles, and dies with it.
 from __future__ import annotations
 
 import atexit
+import math
 import mmap
 import multiprocessing
 import os
@@ -20,11 +21,12 @@ from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mim3d.data.batch import CropBatch
+from mim3d.data.memory import POOL
 from mim3d.foundation.errors import ResourceError
 
 SLOTS = 2
@@ -35,8 +37,9 @@ ALIGNMENT = 64
 PATIENCE = 5.0
 """Seconds after which an idle worker looks whether its parent is still there."""
 
-Make = Callable[[int], list[CropBatch]]
-Layout = list[dict[str, object]]
+Made = TypeVar("Made")
+"""What workers make: frozen dataclasses of tensors and of what is small, `CropBatch` for one."""
+Layout = list[tuple[type, dict[str, object]]]
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,15 @@ class WorkerError(Exception):
 
 
 def made_ahead(
-    make: Make,
+    make: Callable[[Any], list[Made]],
     steps: range,
     *,
     workers: int,
     slot_bytes: int,
     describe: Callable[[int], str],
     start_method: str = START_METHOD,
-) -> Iterator[tuple[int, list[CropBatch]]]:
+    admit: Callable[[int], Any] | None = None,
+) -> Iterator[tuple[int, list[Made]]]:
     """What `make` gives for every step, in order, made by worker processes.
 
     Args:
@@ -78,6 +82,8 @@ def made_ahead(
         slot_bytes: what the batches of one step need at most.
         describe: what a step's crops are, for the message when a worker dies.
         start_method: `fork` or `spawn`.
+        admit: called here before a step is handed to a worker; `make` is then given the step and
+            what this returned.
 
     Yields:
         A step and its batches; they own their memory.
@@ -90,7 +96,9 @@ def made_ahead(
 
     def ask(number: int) -> None:
         if number < len(steps):
-            crew[number % len(crew)].ask(steps[number], number // len(crew) % SLOTS)
+            step = steps[number]
+            job = step if admit is None else (step, admit(step))
+            crew[number % len(crew)].ask(job, number // len(crew) % SLOTS)
 
     try:
         for number in range(SLOTS * len(crew)):
@@ -107,9 +115,11 @@ def made_ahead(
 class _Worker:
     """One process with its slots, as the parent sees it."""
 
-    def __init__(self, make: Make, slot_bytes: int, start_method: str) -> None:
+    def __init__(
+        self, make: Callable[[Any], list[Any]], slot_bytes: int, start_method: str
+    ) -> None:
         context = multiprocessing.get_context(start_method)
-        self._slots = [_shared_bytes(slot_bytes, start_method) for _ in range(SLOTS)]
+        self._slots = [shared_bytes(slot_bytes, start_method) for _ in range(SLOTS)]
         self._connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(  # type: ignore[attr-defined]
             target=_work, args=(make, theirs, self._slots, os.getpid()), daemon=True
@@ -123,16 +133,16 @@ class _Worker:
         theirs.close()
         atexit.register(self.close)  # before multiprocessing waits for its daemons
 
-    def ask(self, step: int, slot: int) -> None:
+    def ask(self, job: Any, slot: int) -> None:
         """Hands a step to the worker."""
         self._asked.append(slot)
         # A worker that has died is noticed, with its signal, when its answer is due.
         try:
-            self._connection.send((step, slot))
+            self._connection.send((job, slot))
         except OSError:
             return
 
-    def receive(self, describe: Callable[[], str]) -> list[CropBatch]:
+    def receive(self, describe: Callable[[], str]) -> list[Any]:
         """Waits for the oldest step that was asked for."""
         wait([self._connection, self._process.sentinel])
         try:
@@ -165,7 +175,9 @@ class _Worker:
         self._connection.close()
 
 
-def _work(make: Make, connection: Connection, slots: list[Tensor], parent: int) -> None:
+def _work(
+    make: Callable[[Any], list[Any]], connection: Connection, slots: list[Tensor], parent: int
+) -> None:
     # The parent decides what an interruption means and ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -175,20 +187,23 @@ def _work(make: Make, connection: Connection, slots: list[Tensor], parent: int) 
             if os.getppid() != parent:
                 return
         try:
-            step, slot = connection.recv()
-            connection.send(_answer(make, step, slots[slot]))
+            job, slot = connection.recv()
+            connection.send(_answer(make, job, slots[slot]))
         except (EOFError, OSError):
             return
 
 
-def _answer(make: Make, step: int, slot: Tensor) -> Layout | _Failure:
+def _answer(make: Callable[[Any], list[Any]], job: Any, slot: Tensor) -> Layout | _Failure:
+    global _slot
+    _slot = _Slot(slot)
     try:
-        return _pack(make(step), slot)
+        return _pack(make(job), _slot)
     except Exception as error:
         return _Failure(error, traceback.format_exc())
 
 
-def _shared_bytes(count: int, start_method: str) -> Tensor:
+def shared_bytes(count: int, start_method: str = START_METHOD) -> Tensor:
+    """Memory that processes share which are started afterwards, so many bytes."""
     if start_method == "fork":
         # Anonymous memory is not bounded by /dev/shm, which is 64 MB in many containers.
         return torch.frombuffer(mmap.mmap(-1, count), dtype=torch.uint8)
@@ -197,40 +212,83 @@ def _shared_bytes(count: int, start_method: str) -> Tensor:
     return shared
 
 
-def _pack(batches: list[CropBatch], slot: Tensor) -> Layout:
+class _Slot:
+    """Shared memory that is given away piece by piece."""
+
+    def __init__(self, memory: Tensor) -> None:
+        self.memory = memory
+        self._used = 0
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[_Part, Tensor] | None:
+        """A tensor in the slot and where it lies, or None where it is full."""
+        part = _Part(self._used, shape, dtype)
+        count = math.prod(shape) * dtype.itemsize
+        if part.offset + count > len(self.memory):
+            return None
+        self._used += -(-count // ALIGNMENT) * ALIGNMENT
+        return part, _view(self.memory, part)
+
+    def find(self, tensor: Tensor) -> _Part | None:
+        """Where a tensor lies, if it was taken from here."""
+        offset = tensor.data_ptr() - self.memory.data_ptr()
+        is_here = 0 <= offset < len(self.memory) and tensor.is_contiguous()
+        return _Part(offset, tuple(tensor.shape), tensor.dtype) if is_here else None
+
+
+_slot: _Slot | None = None
+"""In a worker: where what it makes just now will be handed over."""
+
+
+def batch_memory(shape: tuple[int, ...]) -> Tensor:
+    """Float32 memory for a batch: in a worker that which is handed over, without a copy."""
+    taken = None if _slot is None else _slot.take(shape, torch.float32)
+    return POOL.take(shape) if taken is None else taken[1]
+
+
+def _pack(batches: list[Any], slot: _Slot) -> Layout:
     """Copies every tensor into the slot; returns what is needed to find them again."""
-    offset = 0
     layout: Layout = []
     for batch in batches:
         entry: dict[str, object] = {}
         for field in fields(batch):
             value = getattr(batch, field.name)
-            if isinstance(value, Tensor):
-                part = _Part(offset, tuple(value.shape), value.dtype)
-                _view(slot, part).copy_(value)
-                offset += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
-                entry[field.name] = part
-            else:
-                entry[field.name] = value
-        layout.append(entry)
+            entry[field.name] = _placed(value, slot) if isinstance(value, Tensor) else value
+        layout.append((type(batch), entry))
     return layout
 
 
-def _unpack(layout: Layout, slot: Tensor) -> list[CropBatch]:
+def _placed(tensor: Tensor, slot: _Slot) -> _Part:
+    part = slot.find(tensor)
+    if part is None:
+        taken = slot.take(tuple(tensor.shape), tensor.dtype)
+        if taken is None:
+            raise ValueError("a batch is larger than its slot")
+        part, place = taken
+        place.copy_(tensor)
+    return part
+
+
+def _unpack(layout: Layout, slot: Tensor) -> list[Any]:
     """The batches in memory of their own: the slot is filled again while they are in use."""
     return [
-        CropBatch(
-            **{  # type: ignore[arg-type]
-                name: _view(slot, value).clone() if isinstance(value, _Part) else value
+        kind(
+            **{
+                name: _copied(_view(slot, value)) if isinstance(value, _Part) else value
                 for name, value in entry.items()
             }
         )
-        for entry in layout
+        for kind, entry in layout
     ]
 
 
-def _view(slot: Tensor, part: _Part) -> Tensor:
-    count = part.dtype.itemsize
-    for length in part.shape:
-        count *= length
-    return slot[part.offset : part.offset + count].view(part.dtype).view(part.shape)
+def _copied(tensor: Tensor) -> Tensor:
+    return POOL.take(tensor.shape).copy_(tensor) if _is_large(tensor) else tensor.clone()
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.ndim == 5
+
+
+def _view(memory: Tensor, part: _Part) -> Tensor:
+    count = math.prod(part.shape) * part.dtype.itemsize
+    return memory[part.offset : part.offset + count].view(part.dtype).view(part.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ LARGEST_VALUE = 65535
 """Label values beyond are refused: nothing writes them, and the table would not fit."""
 MOST_VALUES = 1024
 """Different values in one case; more are instances rather than classes."""
-PIECE = 2**20
+PIECE = 2**17
 """Voxels counted at once: bincount widens them to eight bytes each, which so stay in the cache."""
+SPARSE = 4
+"""Where less than this part of a piece is labelled on either side, only that part is counted."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def index_maps(reference: NDArray[Any], prediction: NDArray[Any]) -> Indexed:
     if largest <= 255:
         small = reference.astype(np.uint8, copy=False), prediction.astype(np.uint8, copy=False)
         return Indexed(*small, tuple(range(largest + 1)))
-    counts = np.bincount(reference.ravel(), minlength=largest + 1)
-    counts += np.bincount(prediction.ravel(), minlength=largest + 1)
+    counts = np.bincount(reference.ravel(order="K"), minlength=largest + 1)
+    counts += np.bincount(prediction.ravel(order="K"), minlength=largest + 1)
     values = np.union1d(0, np.flatnonzero(counts))
     if len(values) > MOST_VALUES:
         raise UserError(
@@ -96,13 +98,21 @@ def meetings(maps: Indexed) -> NDArray[np.int64]:
     """How many voxels have index i in the reference and j in the prediction, `k k`."""
     count = len(maps.values)
     wide = np.uint16 if count <= 256 else np.uint32
-    pairs: NDArray[Any] = maps.reference.astype(wide)
-    np.multiply(pairs, wide(count), out=pairs)
-    np.add(pairs, maps.prediction, out=pairs)
     table = np.zeros(count * count, np.int64)
-    flat = pairs.ravel(order="K")  # the order of counting does not matter, a copy would cost
-    for start in range(0, flat.size, PIECE):
-        table += np.bincount(flat[start : start + PIECE], minlength=count * count)
+    # The order of counting does not matter as long as it is one order; a copy would cost.
+    order: Literal["C", "F"] = "C" if maps.reference.flags.c_contiguous else "F"
+    ours, theirs = maps.reference.ravel(order), maps.prediction.ravel(order)
+    for start in range(0, ours.size, PIECE):
+        mine, other = ours[start : start + PIECE], theirs[start : start + PIECE]
+        labelled = (mine | other) != 0
+        among = np.count_nonzero(labelled)
+        if among * SPARSE < mine.size:
+            table[0] += mine.size - among
+            places = np.flatnonzero(labelled)
+            mine, other = mine[places], other[places]
+        pairs = np.multiply(mine, wide(count), dtype=wide)
+        pairs += other
+        table += np.bincount(pairs, minlength=count * count)
     return table.reshape(count, count)
 
 

@@ -1,29 +1,37 @@
-"""From a volume to its label map, on the grid of the file it was read from."""
+"""From a volume to its label map, on the grid of the file it was read from.
+
+Rows of logits come out of the sliding window, are laid on the volume's grid, become labels (or
+probabilities) and are dropped: no step holds the logits of a whole volume.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mim3d.config.sections import InferenceConfig
-from mim3d.data.prepare.volume import prepare_volume
-from mim3d.data.resample import resample_to
 from mim3d.data.volume import Volume, spacing_of
 from mim3d.foundation.errors import UserError
 from mim3d.inference.components import largest_components
+from mim3d.inference.outputs import LabelSink, ProbabilitySum, Sink, background_of, most_likely
+from mim3d.inference.seen import seen_volume
 from mim3d.inference.segmenter import Segmenter, predicting, segmenter_of
-from mim3d.inference.sliding_window import check_inference, slide
+from mim3d.inference.sliding_window import Predictor, slabs
+from mim3d.inference.way_back import WayBack
+from mim3d.inference.windows import WindowCount, check_inference, plan_sweep
 
 Progress = Callable[[int, int], None]
 Model = Segmenter | nn.Module | Sequence[Segmenter]
+Found = tuple[NDArray[Any], NDArray[np.float32] | None, WindowCount]
+"""What `labels_of` gave on the volume's grid, probabilities, windows."""
 
 DEFAULT = InferenceConfig()
+NO_WINDOWS = WindowCount(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +41,12 @@ class Prediction:
     Attributes:
         labels: one channel of label values, in the smallest unsigned type.
         probabilities: one float32 channel a class or region, in their order; None if not asked for.
+        windows: how many passed a network, and how many held nothing but air and were skipped.
     """
 
     labels: Volume
     probabilities: Volume | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class _Logits:
-    """Logits on the grid that the network saw."""
-
-    values: Tensor
-    affine: NDArray[np.float64]
+    windows: WindowCount = NO_WINDOWS
 
 
 def predict_volume(
@@ -106,25 +108,24 @@ def predict(
 ) -> Prediction:
     """Labels and, where `config.save_probabilities` says so, probabilities of a volume.
 
+    With `config.skip_air` a window without any voxel of the body gives background for certain and
+    does not pass the network. A voxel that skipped and other windows cover has the mean of the
+    others; one that only skipped windows cover is background. What is body follows from the rule of
+    the segmenter; without a rule every window runs.
+
     Arguments and errors are those of `predict_volume`.
     """
     check_inference(config)
     segmenters = _segmenters(model, volume, config)
-    first = segmenters[0]
-    probabilities: NDArray[np.float32] | None = None
-    if len(segmenters) == 1:
-        logits = _slid(first, volume, config, progress)
-        labels = _labels(first, logits, volume)
-        if config.save_probabilities:
-            probabilities = _probabilities(first, logits, volume)
-    else:
-        probabilities = _mean_probabilities(segmenters, volume, config, progress)
-        labels = _most_likely(first, probabilities)
+    by = _by_one if len(segmenters) == 1 else _by_several
+    found, probabilities, windows = by(segmenters, volume, config, progress)
+    labels = _of_indices(segmenters[0], found)
     if config.largest_component:
         labels = largest_components(labels)
     if probabilities is None or not config.save_probabilities:
-        return Prediction(volume.with_voxels(labels))
-    return Prediction(volume.with_voxels(labels), volume.with_voxels(probabilities))
+        return Prediction(volume.with_voxels(labels), windows=windows)
+    kept = volume.with_voxels(probabilities)
+    return Prediction(volume.with_voxels(labels), kept, windows)
 
 
 def _segmenters(model: Model, volume: Volume, config: InferenceConfig) -> tuple[Segmenter, ...]:
@@ -152,113 +153,119 @@ def _meaning(segmenter: Segmenter) -> Any:
     return None if segmenter.classes is None else segmenter.classes.values
 
 
-def _slid(
-    segmenter: Segmenter, volume: Volume, config: InferenceConfig, progress: Progress | None
-) -> _Logits:
-    """Logits of a volume, prepared as training's were, on the grid of that preparation."""
-    if segmenter.rule is None:
-        voxels, affine = np.ascontiguousarray(volume.voxels, np.float32), volume.affine
-    else:
-        prepared = prepare_volume(volume, segmenter.rule)
-        voxels, affine = prepared.normalised, prepared.affine
-    with predicting(segmenter) as predictor:
-        values = slide(
-            torch.from_numpy(voxels).to(segmenter.device),
-            predictor,
-            config,
-            window=config.window or segmenter.window,
-            spacing_mm=spacing_of(affine),
-            swaps=segmenter.swaps,
-            progress=progress,
-        )
-    if segmenter.outputs not in (None, len(values)):
-        raise UserError(
-            f"the network has {len(values)} outputs for {segmenter.outputs} classes or regions",
-            code="outputs",
-        )
-    return _Logits(values, affine)
-
-
-def _mean_probabilities(
+def _by_one(
     segmenters: Sequence[Segmenter],
     volume: Volume,
     config: InferenceConfig,
     progress: Progress | None,
-) -> NDArray[np.float32]:
-    total: NDArray[np.float32] | None = None
+) -> Found:
+    """Labels decided by logits, and probabilities only if asked for."""
+    (segmenter,) = segmenters
+    one = _Pass(segmenter, volume, config)
+    labels = LabelSink(segmenter, one.way.box, volume.shape, one.sweep.axis)
+    if not config.save_probabilities:
+        one.run(labels, with_means=False, progress=progress)
+        return labels.volume(), None, one.sweep.count
+    total = ProbabilitySum(segmenter, volume.shape)
+    one.run(labels, total, with_means=True, progress=progress)
+    total.close(one.way.box)
+    return labels.volume(), total.mean(), one.sweep.count
+
+
+def _by_several(
+    segmenters: Sequence[Segmenter],
+    volume: Volume,
+    config: InferenceConfig,
+    progress: Progress | None,
+) -> Found:
+    """Mean probabilities, and labels decided by them."""
+    total = ProbabilitySum(segmenters[0], volume.shape)
+    windows = WindowCount(0)
     for segmenter in segmenters:
-        one = _probabilities(segmenter, _slid(segmenter, volume, config, progress), volume)
-        total = one if total is None else np.add(total, one, out=total)
-    assert total is not None  # there is always one segmenter
-    return np.divide(total, np.float32(len(segmenters)), out=total)
+        one = _Pass(segmenter, volume, config)
+        one.run(total, with_means=True, progress=progress)
+        total.close(one.way.box)
+        windows += one.sweep.count
+    mean = total.mean()
+    return most_likely(segmenters[0], mean), mean, windows
 
 
-def _labels(segmenter: Segmenter, logits: _Logits, volume: Volume) -> NDArray[Any]:
-    """Label values on the volume's grid, one class at a time: no full set of logits is held."""
-    count = len(logits.values)
-    if _is_sigmoid(segmenter, logits):
-        shown = np.stack([_on_grid(segmenter, logits, volume, place) > 0 for place in range(count)])
-        return _of_sigmoid(segmenter, shown)
-    if _is_same_grid(logits, volume):
-        return _of_indices(segmenter, logits.values.argmax(dim=0).cpu().numpy())
-    best = _on_grid(segmenter, logits, volume, 0)
-    indices = np.zeros(volume.shape, np.uint8 if count <= 256 else np.uint16)
-    for place in range(1, count):
-        rival = _on_grid(segmenter, logits, volume, place)
-        wins = rival > best
-        indices[wins] = place
-        best[wins] = rival[wins]
-    return _of_indices(segmenter, indices)
+class _Pass:
+    """One segmenter's way over one volume.
 
+    Args:
+        segmenter: the network and what its run knew.
+        volume: as read from a file.
+        config: the sliding window.
 
-def _probabilities(segmenter: Segmenter, logits: _Logits, volume: Volume) -> NDArray[np.float32]:
-    count = len(logits.values)
-    layers = torch.from_numpy(
-        np.stack([_on_grid(segmenter, logits, volume, place) for place in range(count)])
-    )
-    if _is_sigmoid(segmenter, logits):
-        return layers.sigmoid_().numpy()
-    return layers.softmax(dim=0).numpy()
+    Attributes:
+        sweep: the windows.
+        way: from the network's grid to the volume's.
+    """
 
+    def __init__(self, segmenter: Segmenter, volume: Volume, config: InferenceConfig) -> None:
+        self.segmenter, self.config = segmenter, config
+        seen = seen_volume(volume, segmenter, wants_body=config.skip_air)
+        window = config.window or segmenter.window
+        self.sweep = plan_sweep(seen.shape, window, config.overlap, seen.body)
+        self.seen = replace(seen, body=None)  # the plan was all it was for
+        self.way = WayBack(
+            seen.affine, seen.shape, volume.affine, volume.shape, device=segmenter.device
+        )
 
-def _most_likely(segmenter: Segmenter, probabilities: NDArray[np.float32]) -> NDArray[Any]:
-    if segmenter.regions is not None or len(probabilities) == 1:
-        return _of_sigmoid(segmenter, probabilities > 0.5)
-    return _of_indices(segmenter, probabilities.argmax(axis=0))
+    def run(self, *sinks: Sink, with_means: bool, progress: Progress | None) -> None:
+        """Hands the logits of all rows within `way.box` to the sinks.
 
+        Args:
+            sinks: what takes them.
+            with_means: False hands on weighted sums where nothing needs interpolation: which of a
+                voxel's logits is the largest, and their signs, are the same.
+            progress: told how many windows of how many are done.
+        """
+        axis = self.sweep.axis
+        with predicting(self.segmenter) as predictor:
+            with_means = with_means or not self.way.is_straight
+            rows = self._on_own_grid(predictor, with_means, progress)
+            if not self.way.is_straight:
+                rows = self.way.lay(rows, axis)
+            for first, logits in rows:
+                place = list(self.way.box)
+                start = place[axis].start + first
+                place[axis] = slice(start, start + logits.shape[1 + axis])
+                for sink in sinks:
+                    sink.put((place[0], place[1], place[2]), logits)
 
-def _of_sigmoid(segmenter: Segmenter, shown: NDArray[np.bool_]) -> NDArray[Any]:
-    if segmenter.regions is not None:
-        values: NDArray[Any] = segmenter.regions.to_values(shown)
-        return values
-    return _of_indices(segmenter, shown[0])
+    def _on_own_grid(
+        self, predictor: Predictor, with_means: bool, progress: Progress | None
+    ) -> Iterator[tuple[int, Tensor]]:
+        segmenter, seen = self.segmenter, self.seen
+        background: Tensor | None = None
+        for slab in slabs(
+            seen.voxels.to(segmenter.device),
+            predictor,
+            self.config,
+            self.sweep,
+            spacing_mm=spacing_of(seen.affine),
+            swaps=segmenter.swaps,
+            as_seen=seen.as_seen,
+            with_mass=with_means,
+            progress=progress,
+        ):
+            if segmenter.outputs not in (None, len(slab.sums)):
+                raise UserError(
+                    f"the network has {len(slab.sums)} outputs for {segmenter.outputs} classes or "
+                    "regions",
+                    code="outputs",
+                )
+            if with_means and self.sweep.skipped and background is None:
+                background = background_of(segmenter, slab.sums)
+            yield slab.first, slab.mean(background) if with_means else slab.sums
 
 
 def _of_indices(segmenter: Segmenter, indices: NDArray[Any]) -> NDArray[Any]:
+    """Label values of what `labels_of` gave."""
+    if segmenter.regions is not None:
+        return indices  # values already
     if segmenter.classes is not None:
         return segmenter.classes.to_value(indices)
     return indices.astype(np.uint8 if indices.max(initial=0) <= 255 else np.uint16)
-
-
-def _on_grid(
-    segmenter: Segmenter, logits: _Logits, volume: Volume, place: int
-) -> NDArray[np.float32]:
-    """One output on the volume's grid, `x y z`; what was cropped away is background for certain."""
-    layer = logits.values[place : place + 1].cpu().numpy()
-    if _is_same_grid(logits, volume):
-        same: NDArray[np.float32] = layer[0].copy()
-        return same
-    is_background = place == 0 and not _is_sigmoid(segmenter, logits)
-    outside = 0.0 if is_background else -np.inf
-    there = resample_to(layer, logits.affine, volume.affine, volume.shape, outside=outside)
-    back: NDArray[np.float32] = there[0]
-    return back
-
-
-def _is_sigmoid(segmenter: Segmenter, logits: _Logits) -> bool:
-    return segmenter.regions is not None or len(logits.values) == 1
-
-
-def _is_same_grid(logits: _Logits, volume: Volume) -> bool:
-    same_shape = tuple(logits.values.shape[1:]) == volume.shape
-    return same_shape and np.allclose(logits.affine, volume.affine, rtol=0, atol=1e-6)

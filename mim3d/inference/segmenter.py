@@ -15,7 +15,8 @@ from mim3d.data.classes import ClassTable
 from mim3d.data.prepare.volume import VolumeRule
 from mim3d.data.regions import RegionScheme
 from mim3d.foundation.errors import UserError
-from mim3d.inference.sliding_window import Predictor, Triple
+from mim3d.inference.sliding_window import Predictor
+from mim3d.inference.windows import Triple
 
 DEFAULT_WINDOW = 96
 """Side of the window of a module that comes without a run, at most."""

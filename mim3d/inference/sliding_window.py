@@ -2,13 +2,18 @@
 
 Where windows overlap the network's outputs (logits) are averaged, weighted by the place within the
 window, as in MONAI's `sliding_window_inference`: same windows, same weights, same result.
+
+Windows advance along one axis, and only the rows that later windows still touch are held: a ring
+as deep as one window, in which weighted sums of logits are added up. Finished rows leave it as a
+`Slab`. Whoever wants labels takes the largest sum of each voxel (dividing by the weights would not
+change which one it is) and needs no map of the whole volume but the labels.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,16 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mim3d.config.sections import InferenceConfig
-from mim3d.foundation.errors import ConfigError, ShapeError, check_shape
+from mim3d.foundation.errors import ShapeError, check_shape
+from mim3d.inference.windows import (
+    Sweep,
+    Triple,
+    WindowCount,
+    check_inference,
+    in_parts,
+    plan_sweep,
+    window_weights,
+)
 
-Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 Swaps = Sequence[tuple[int, int]]
-
-SIGMA = 0.125
-"""Deviation of the Gaussian weights as a share of the window (nnU-Net, MONAI)."""
-SMALLEST_WEIGHT = 1e-3
-"""Floor of the Gaussian weights, relative to the window's centre (MONAI)."""
+Progress = Callable[[int, int], None]
 
 
 class Predictor(Protocol):
@@ -35,67 +44,32 @@ class Predictor(Protocol):
         """Logits `b k x y z` of voxels `b c x y z` with spacing `b 3` and valid `b x y z`."""
 
 
-def check_inference(config: InferenceConfig) -> None:
-    """Raises `ConfigError` for a sliding window that cannot be slid."""
-    if not 0 <= config.overlap < 1:
-        raise ConfigError(
-            f"`inference.overlap` is {config.overlap}, expected 0 to below 1", code="overlap"
-        )
-    if config.windows_per_batch < 1:
-        raise ConfigError(
-            f"`inference.windows_per_batch` is {config.windows_per_batch}, expected 1 or more",
-            code="windows-per-batch",
-        )
-    if config.window is not None and min(config.window) < 1:
-        raise ConfigError(
-            f"`inference.window` is {config.window}, expected 1 voxel or more along each axis",
-            code="window",
-        )
-    if len(set(config.flips)) != len(config.flips):
-        raise ConfigError(f"`inference.flips` names an axis twice: {config.flips}", code="flips")
+@dataclass(frozen=True, eq=False)
+class Slab:
+    """Rows that no later window touches: views of the ring, to be read before the next is taken.
 
-
-def axis_starts(size: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along one axis: in equal strides, the last one pushed back inside.
-
-    Args:
-        size: voxels of the axis, at least `window`.
-        window: voxels of a window.
-        overlap: share of a window that the next one covers again.
+    Attributes:
+        first: its first row of the volume along the sweep's axis.
+        sums: `k x y z`, weighted sums of logits; 0 where no window ran.
+        mass: `x y z`, sums of the weights; None if not asked for.
     """
-    stride = max(1, int(window * (1 - overlap)))
-    last = size - window
-    return [min(place * stride, last) for place in range(math.ceil(last / stride) + 1)]
 
+    first: int
+    sums: Tensor
+    mass: Tensor | None = None
 
-def window_starts(size: Triple, window: Triple, overlap: float) -> list[Triple]:
-    """First voxels of all windows, x slowest; together they cover every voxel.
+    def mean(self, background: Tensor | None = None) -> Tensor:
+        """Mean logits `k x y z`, written over the sums.
 
-    Args:
-        size: voxels of the volume, at least the window's along each axis.
-        window: voxels of a window.
-        overlap: share of a window that the next one covers again.
-    """
-    x, y, z = (axis_starts(s, w, overlap) for s, w in zip(size, window, strict=True))
-    return list(itertools.product(x, y, z))
-
-
-def window_weights(window: Triple, kind: str) -> Tensor:
-    """Weight of each voxel of a window, `x y z` float32, above 0 everywhere.
-
-    `constant` is 1; `gaussian` falls off from the centre with a deviation of an eighth of the
-    window, so that voxels whose surroundings the network saw count most.
-    """
-    if kind == "constant":
-        return torch.ones(window)
-    x, y, z = (_bell(side) for side in window)
-    weights = x[:, None, None] * y[None, :, None] * z[None, None, :]
-    return weights.clamp_min(max(float(weights.min()), SMALLEST_WEIGHT))
-
-
-def _bell(side: int) -> Tensor:
-    offset = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
-    return torch.exp(-(offset**2) / (2 * (SIGMA * side) ** 2))
+        Args:
+            background: `k`, logits of voxels where no window ran; None where there are none.
+        """
+        assert self.mass is not None  # asked for by whoever wants means
+        if background is None:
+            return self.sums.div_(self.mass)
+        untouched = (self.mass == 0).float()
+        mean = self.sums.div_(self.mass + untouched)
+        return mean.addcmul_(background[:, None, None, None], untouched)
 
 
 def slide(
@@ -106,9 +80,9 @@ def slide(
     window: Triple,
     spacing_mm: Spacing,
     swaps: Swaps = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """The predictor's logits for a whole volume.
+    """The predictor's logits for a whole volume; no window is skipped.
 
     A volume smaller than the window is padded with zeros on both sides, marked as not valid.
 
@@ -130,35 +104,135 @@ def slide(
     """
     check_shape(voxels, "c x y z", "slide")
     check_inference(config)
-    voxels, valid, inside = _padded(voxels, window)
     x, y, z = voxels.shape[1:]
-    starts = window_starts((x, y, z), window, config.overlap)
-    spacing = torch.tensor(spacing_mm, dtype=torch.float32, device=voxels.device)
-    weights = window_weights(window, config.weights).to(voxels.device)
-    if len(starts) == 1:
-        weights = torch.ones_like(weights)
+    sweep = plan_sweep((x, y, z), window, config.overlap)
+    logits: Tensor | None = None
+    for slab in slabs(
+        voxels, predictor, config, sweep, spacing_mm=spacing_mm, swaps=swaps, with_mass=True,
+        progress=progress,
+    ):  # fmt: skip
+        if logits is None:
+            logits = slab.sums.new_empty((len(slab.sums), x, y, z))
+        rows = slab.sums.shape[1 + sweep.axis]
+        logits.narrow(1 + sweep.axis, slab.first, rows).copy_(slab.mean())
+    assert logits is not None  # there is always one window
+    return logits
 
-    total: Tensor | None = None
-    mass = torch.zeros((x, y, z), device=voxels.device)
+
+def slabs(
+    voxels: Tensor,
+    predictor: Predictor,
+    config: InferenceConfig,
+    sweep: Sweep,
+    *,
+    spacing_mm: Spacing,
+    swaps: Swaps = (),
+    as_seen: Callable[[Tensor], Tensor] | None = None,
+    with_mass: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[Slab]:
+    """Weighted sums of logits, in slabs of rows along `sweep.axis` from the first to the last.
+
+    Nothing in here waits for the device.
+
+    Args:
+        voxels: `c x y z`, on the device on which to add up; of any type that `as_seen` takes.
+        predictor: from windows to logits.
+        config: weights, flips and windows a batch.
+        sweep: the windows, planned for the volume's shape.
+        spacing_mm: voxel size along x, y, z.
+        swaps: pairs of output channels that change places when x is mirrored (left, right).
+        as_seen: from windows `b c x y z` of `voxels` to what the predictor sees; None is as is.
+        with_mass: whether the weights are added up too.
+        progress: told how many windows of how many are done.
+
+    Raises:
+        ShapeError: the predictor's output does not lie on its input's grid.
+    """
+    voxels, valid = _padded(voxels, sweep)
+    spacing = torch.tensor(spacing_mm, dtype=torch.float32).to(voxels.device)
+    copies = 1 << len(config.flips)
+    ring: _Ring | None = None
     done = 0
-    for some in _batches(starts, config.windows_per_batch):
-        boxes = [_box(start, window) for start in some]
+    for starts in in_parts(sweep.starts, max(1, config.windows_per_batch // copies)):
+        boxes = [sweep.box(start) for start in starts]
         crops = torch.stack([voxels[(slice(None), *box)] for box in boxes])
+        crops = crops if as_seen is None else as_seen(crops)
         known = None if valid is None else torch.stack([valid[box] for box in boxes])
+        if known is not None:
+            crops = crops.masked_fill(~known[:, None], 0)
         logits = mirrored(
-            predictor, crops, spacing.expand(len(some), 3), known, config.flips, swaps
-        )
-        if total is None:
-            total = torch.zeros((logits.shape[1], x, y, z), device=voxels.device)
-        for box, output in zip(boxes, logits, strict=True):
-            total[(slice(None), *box)].addcmul_(output, weights)
-            mass[box] += weights
-        done += len(some)
+            predictor, crops, spacing.expand(len(starts), 3), known, config.flips, swaps,
+            at_once=config.windows_per_batch,
+        )  # fmt: skip
+        ring = ring or _Ring(sweep, config.weights, logits, with_mass=with_mass)
+        for start, output in zip(starts, logits, strict=True):
+            yield from ring.release(start[sweep.axis])
+            ring.add(start, output)
+        done += len(starts)
         if progress is not None:
-            progress(done, len(starts))
-    assert total is not None  # there is always one window
-    mean: Tensor = total.div_(mass)[(slice(None), *inside)]
-    return mean
+            progress(done, len(sweep.starts))
+    assert ring is not None  # there is always one window
+    yield from ring.release(sweep.size[sweep.axis])
+
+
+class _Ring:
+    """Rows that windows still touch; row r of the padded volume lies at r modulo the depth.
+
+    Args:
+        sweep: the windows.
+        kind: of the weights.
+        logits: of the first windows, which tell the number of outputs and the device.
+        with_mass: whether the weights are added up too.
+    """
+
+    def __init__(self, sweep: Sweep, kind: str, logits: Tensor, *, with_mass: bool) -> None:
+        self.sweep = sweep
+        self.depth = sweep.window[sweep.axis]
+        self.first = 0
+        shape = list(sweep.size)
+        shape[sweep.axis] = self.depth
+        # One window alone counts the same everywhere.
+        kind = "constant" if sweep.count == WindowCount(1) else kind
+        self.weights = window_weights(sweep.window, kind).to(logits.device)
+        self.sums = torch.zeros((logits.shape[1], *shape), device=logits.device)
+        self.mass = torch.zeros(shape, device=logits.device) if with_mass else None
+
+    def add(self, start: Triple, logits: Tensor) -> None:
+        """Adds the weighted logits `k x y z` of the window that begins there."""
+        axis = self.sweep.axis
+        box = list(self.sweep.box(start))
+        place = start[axis] % self.depth
+        # The part up to the end of the ring, then the part that goes round.
+        for low, stop, shift in ((place, self.depth, -place), (0, place, self.depth - place)):
+            if stop == low:
+                continue
+            box[axis] = slice(low, stop)
+            part = [slice(None)] * 3
+            part[axis] = slice(low + shift, stop + shift)
+            weights = self.weights[tuple(part)]
+            self.sums[(slice(None), *box)].addcmul_(logits[(slice(None), *part)], weights)
+            if self.mass is not None:
+                self.mass[tuple(box)] += weights
+
+    def release(self, until: int) -> Iterator[Slab]:
+        """The rows before `until`, without those that only pad; their places become free."""
+        axis = self.sweep.axis
+        while self.first < until:
+            place = self.first % self.depth
+            stop = place + min(until - self.first, self.depth - place)
+            inside = list(self.sweep.inside)
+            low = max(inside[axis].start - self.first, 0)
+            high = min(inside[axis].stop - self.first, stop - place)
+            if high > low:
+                first = self.first + low - inside[axis].start
+                inside[axis] = slice(place + low, place + high)
+                mass = None if self.mass is None else self.mass[tuple(inside)]
+                yield Slab(first, self.sums[(slice(None), *inside)], mass)
+            self.sums.narrow(1 + axis, place, stop - place).zero_()
+            if self.mass is not None:
+                self.mass.narrow(axis, place, stop - place).zero_()
+            self.first += stop - place
 
 
 def mirrored(
@@ -168,6 +242,8 @@ def mirrored(
     valid: Tensor | None,
     flips: Sequence[str],
     swaps: Swaps = (),
+    *,
+    at_once: int | None = None,
 ) -> Tensor:
     """Mean logits over all combinations of mirrored axes, each mirrored back; float32.
 
@@ -178,23 +254,30 @@ def mirrored(
         valid: `b x y z` or None.
         flips: axes out of x, y, z; empty predicts once.
         swaps: pairs of output channels that change places when x is mirrored.
+        at_once: windows and mirrored windows that pass the predictor together, at least b; None is
+            all of them.
     """
+    count = len(voxels)
+    combinations = list(_combinations(flips))
+    together = len(combinations) if at_once is None else max(1, at_once // count)
     total: Tensor | None = None
-    for chosen in _combinations(flips):
-        axes = [-3 + "xyz".index(axis) for axis in chosen]
-        known = None if valid is None else valid.flip(axes)
-        logits = predictor(voxels.flip(axes) if axes else voxels, spacing_mm, known).float()
-        if logits.ndim != 5 or logits.shape[2:] != voxels.shape[2:]:
+    for some in in_parts(combinations, together):
+        axes = [[-3 + "xyz".index(axis) for axis in chosen] for chosen in some]
+        crops = torch.cat([voxels.flip(a) for a in axes]) if flips else voxels
+        known = None if valid is None else torch.cat([valid.flip(a) for a in axes])
+        logits = predictor(crops, spacing_mm.repeat(len(some), 1), known).float()
+        if logits.ndim != 5 or logits.shape[2:] != crops.shape[2:]:
             raise ShapeError(
-                f"a window of {tuple(voxels.shape)} gave logits of {tuple(logits.shape)}, "
+                f"a window of {tuple(crops.shape)} gave logits of {tuple(logits.shape)}, "
                 "expected `b k x y z` on the same grid"
             )
-        logits = logits.flip(axes) if axes else logits
-        if "x" in chosen and swaps:
-            logits = logits[:, _exchanged(logits.shape[1], swaps)]
-        total = logits if total is None else total + logits
+        for chosen, turned, part in zip(some, axes, logits.chunk(len(some)), strict=True):
+            back = part.flip(turned) if turned else part
+            if "x" in chosen and swaps:
+                back = back[:, _exchanged(back.shape[1], swaps)]
+            total = back if total is None else total + back
     assert total is not None  # the unmirrored combination is always there
-    return total / float(1 << len(flips))
+    return total.div_(len(combinations)) if flips else total
 
 
 def _combinations(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -209,29 +292,14 @@ def _exchanged(channels: int, swaps: Swaps) -> list[int]:
     return order
 
 
-def _padded(
-    voxels: Tensor, window: Triple
-) -> tuple[Tensor, Tensor | None, tuple[slice, slice, slice]]:
-    """Voxels of at least the window's size, which are valid, and where the volume lies in them."""
-    sizes = voxels.shape[1:]
-    lacks = [max(0, side - size) for side, size in zip(window, sizes, strict=True)]
-    before = [lack // 2 for lack in lacks]
-    x, y, z = (slice(low, low + size) for low, size in zip(before, sizes, strict=True))
-    if not any(lacks):
-        return voxels, None, (x, y, z)
-    edges = [(low, lack - low) for low, lack in zip(before, lacks, strict=True)]
+def _padded(voxels: Tensor, sweep: Sweep) -> tuple[Tensor, Tensor | None]:
+    """Voxels of at least the window's size, and which of them are valid; None is all."""
+    if not sweep.is_padded:
+        return voxels, None
+    edges = [
+        (side.start, size - side.stop) for side, size in zip(sweep.inside, sweep.size, strict=True)
+    ]
     flat = [width for edge in reversed(edges) for width in edge]
-    padded = F.pad(voxels, flat)
-    valid = torch.zeros(padded.shape[1:], dtype=torch.bool, device=voxels.device)
-    valid[x, y, z] = True
-    return padded, valid, (x, y, z)
-
-
-def _box(start: Triple, window: Triple) -> tuple[slice, slice, slice]:
-    x, y, z = (slice(s, s + w) for s, w in zip(start, window, strict=True))
-    return x, y, z
-
-
-def _batches(starts: Sequence[Triple], size: int) -> Iterator[Sequence[Triple]]:
-    for place in range(0, len(starts), size):
-        yield starts[place : place + size]
+    valid = torch.zeros(sweep.size, dtype=torch.bool, device=voxels.device)
+    valid[sweep.inside] = True
+    return F.pad(voxels, flat), valid

@@ -6,17 +6,16 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim3d.config.sections import DecoderConfig, Triple
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.convolutions import (
-    SLOPE,
     Conv3,
     ConvBlock,
     ResidualBlock,
     depth_to_space,
+    leaky,
     space_to_depth,
     upsample,
 )
@@ -105,7 +104,7 @@ class HybridDecoder(nn.Module):
         features = self.dropout(features)
         coarse = depth_to_space(self.out(features), self.factor)
         detail = torch.cat([depth_to_space(features, self.factor), whole.to(features.dtype)], dim=1)
-        correction = self.correction(F.leaky_relu(self.detail(detail), SLOPE))
+        correction = self.correction(leaky(self.detail(detail)))
         return cut_back(coarse + correction, voxels)
 
 

@@ -30,7 +30,7 @@ class Moment:
     def keys(self, batch: CropBatch, purpose: str) -> Tensor:
         """One 64-bit key a crop on the batch's device, `b` int64."""
         keys = self.random.keys(batch.crop_ids.tolist(), purpose)
-        return torch.from_numpy(keys).to(batch.voxels.device)
+        return torch.from_numpy(keys).to(batch.voxels.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ class TokenGrid:
 
     def centres_voxel(self, device: torch.device | str | None = None) -> Tensor:
         """Centre of every token in voxels from the crop's first corner, `n 3`, float32."""
-        return (self.indices(device) + 0.5) * torch.tensor(self.patch, device=device)
+        # Not `device=` in `torch.tensor`: that would wait for all the device still has to do.
+        patch = torch.tensor(self.patch).to(device=device, non_blocking=True)
+        return (self.indices(device) + 0.5) * patch
 
     def centres_mm(self, spacing_mm: Tensor, origin: Tensor | None = None) -> Tensor:
         """Centre of every token in millimetres along the crop's own axes.
@@ -65,7 +67,7 @@ class TokenGrid:
         """
         device = spacing_mm.device
         if origin is None:
-            origin = torch.tensor([self.size], device=device) / 2
+            origin = torch.tensor([self.size]).to(device, non_blocking=True) / 2
         return (self.centres_voxel(device) - origin[:, None]) * spacing_mm[:, None].float()
 
 

@@ -244,7 +244,8 @@ def split_tokens(
 
     # Rank alone decides: masked first, then dropped, then visible, and padding at the end.
     ends = [[m, m + d, have] for m, d, have in zip(to_mask, to_drop, there, strict=True)]
-    end = torch.tensor(ends, device=scores.device)[:, :, None]
+    # Not `device=`: that would wait for all that the device still has to do.
+    end = torch.tensor(ends).to(scores.device, non_blocking=True)[:, :, None]
     is_masked = rank < end[:, 0]
     is_visible = (rank >= end[:, 1]) & (rank < end[:, 2])
     counts_visible = [stop - start for _, start, stop in ends]

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from mim3d.config.sections import TrainingConfig
-from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError, ResourceError
-from mim3d.objectives.base import Moment, Outcome, Task
+from mim3d.objectives.base import Task
+from mim3d.training.stepper import ShardedStepper, Stepper
 
 Result = TypeVar("Result")
 
@@ -118,27 +117,6 @@ def _cpu_multiplies_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
 
 
-class _Visit:
-    """One call of a task. Not a dataclass: Fabric and DDP copy those, and fail on frozen ones."""
-
-    def __init__(self, batch: CropBatch, moment: Moment) -> None:
-        self.batch = batch
-        self.moment = moment
-        self.outcome: Outcome | None = None
-
-
-class _Door(nn.Module):
-    """What is wrapped in DDP: a task that takes one opaque visit and gives the loss."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.task = task
-
-    def forward(self, visit: _Visit) -> Tensor:
-        visit.outcome = self.task(visit.batch, visit.moment)
-        return visit.outcome.loss
-
-
 class Machine:
     """The device, the precision and the other processes of one training.
 
@@ -146,10 +124,12 @@ class Machine:
         fabric: a launched `Fabric`.
         precision: what the forward pass computes in.
         launcher: what started the processes.
+        shards: whether each process keeps a part of the weights only.
     """
 
-    def __init__(self, fabric: Any, precision: str, launcher: str) -> None:
+    def __init__(self, fabric: Any, precision: str, launcher: str, *, shards: bool = False) -> None:
         self._fabric = fabric
+        self._shards = shards
         self.precision = precision
         self.launcher = launcher
         self.device: torch.device = fabric.device
@@ -166,7 +146,12 @@ class Machine:
         return self._fabric.autocast()  # type: ignore[no-any-return]
 
     def stepper(self, task: Task) -> Stepper:
-        """Moves the task to the device and ties the processes' gradients together."""
+        """Moves the task to the device and ties the processes' gradients together.
+
+        With FSDP the task's parameters are others afterwards, each a part.
+        """
+        if self._shards:
+            return ShardedStepper(self._fabric, task)
         return Stepper(self._fabric, task, shares_gradients=self.world > 1)
 
     def largest(self, values: list[float]) -> list[float]:
@@ -210,44 +195,6 @@ class Machine:
         if failure is not None:
             raise failure
         return result  # type: ignore[no-any-return]
-
-
-class Stepper:
-    """Forward and backward of a task in the machine's precision, with shared gradients.
-
-    Args:
-        fabric: a launched `Fabric`.
-        task: moved to the device in place.
-        shares_gradients: whether there are other processes.
-    """
-
-    def __init__(self, fabric: Any, task: Task, *, shares_gradients: bool) -> None:
-        self._fabric = fabric
-        self._shares = shares_gradients
-        self._wrapped = fabric.setup_module(_Door(task))
-
-    def __call__(self, batch: CropBatch, moment: Moment, *, share: float, is_last: bool) -> Outcome:
-        """One micro-batch: adds `share` of its gradient, and the other processes' at the last one.
-
-        Args:
-            batch: on the device.
-            moment: handed to the task.
-            share: factor of the loss, one over the number of micro-batches.
-            is_last: whether gradients are averaged over the processes now.
-
-        Returns:
-            What the task gave, with its loss detached.
-        """
-        visit = _Visit(batch, moment)
-        wait: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self._shares and not is_last:
-            wait = self._fabric.no_backward_sync(self._wrapped)
-        with wait:
-            loss = self._wrapped(visit)
-            self._fabric.backward(loss * share)
-        assert visit.outcome is not None
-        logs = {name: value.detach() for name, value in visit.outcome.logs.items()}
-        return Outcome(loss.detach(), logs, visit.outcome.pictures)
 
 
 def start(training: TrainingConfig) -> Machine:
@@ -294,7 +241,8 @@ def start(training: TrainingConfig) -> Machine:
         plugins=[environment()] if found.world > 1 else None,
     )
     fabric.launch()
-    return Machine(fabric, precision, found.launcher)
+    shards = training.strategy == "fsdp" and found.world > 1
+    return Machine(fabric, precision, found.launcher, shards=shards)
 
 
 def _fabric_room() -> Any:
@@ -330,3 +278,14 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def float32_matmul(precision: Literal["highest", "high", "medium"]) -> Iterator[None]:
+    """This exactness for matrix products in fp32 inside, and the caller's afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -19,12 +19,13 @@ from mim3d.foundation.reporting import PlainReporter, Reporter, Silent
 from mim3d.objectives.base import Moment, Task
 from mim3d.training import fabric
 from mim3d.training.alarms import MeanPredictor, NonFinite
-from mim3d.training.checkpoints import read_state, weights_digest
+from mim3d.training.checkpoints import Saved, read_state, weights_digest
 from mim3d.training.ema import MeanWeights
 from mim3d.training.logs import Log, Means, mean_values, progress_line
 from mim3d.training.optim import build_optimiser, schedule, set_frozen, set_rates, trainable
 from mim3d.training.pace import Pace, timed
 from mim3d.training.run import Run
+from mim3d.training.sharding import whole, whole_tensor
 from mim3d.training.signals import StopRequest
 from mim3d.training.standing import FitResult, Position, Standing, finite
 from mim3d.training.validation import Validator, is_better, undisturbed
@@ -98,7 +99,11 @@ def fit(
     loop.header = dict(metadata or {})
     loop.on_pictures = on_pictures
     try:
-        with fabric.threads(training.threads), fabric.own_random_numbers(machine.device):
+        with (
+            fabric.threads(training.threads),
+            fabric.float32_matmul(training.float32_matmul),
+            fabric.own_random_numbers(machine.device),
+        ):
             return loop.train(feed)
     except BaseException as error:
         run.end(error)
@@ -153,8 +158,8 @@ class _Loop:
             # The parts, not the task: it draws keys by hashing, which no graph can hold.
             for module in task.children():
                 module.compile()
+        self.stepper = machine.stepper(task)  # first: with FSDP the parameters become others
         self.parameters = trainable(task)
-        self.stepper = machine.stepper(task)
         self.optimiser = build_optimiser(self.parameters, config)
         self.mean = MeanWeights(self.parameters, config.ema) if config.ema > 0 else None
         self.means = Means()
@@ -219,11 +224,12 @@ class _Loop:
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters.values() if p.grad is not None]
         )
-        is_finite, wish = self._agree(torch.stack([*losses, norm.detach()]))
+        whole_norm = whole_tensor(norm.detach())
+        is_finite, wish = self._agree(torch.stack([*losses, whole_norm]))
         if is_finite:
             self._update(norm)
             self.task.after_update(moment)
-            self.means.add({**logs, "gradient_norm": norm})
+            self.means.add({**logs, "gradient_norm": whole_norm})
         else:
             self._skip(step, batches, losses)
         self.position.step, self.position.is_closed = step + 1, False
@@ -356,7 +362,8 @@ class _Loop:
         for validator in self.validators:
             if not validator.is_due(step, self.training.steps):
                 continue
-            values = self.machine.first(partial(self._look, validator))
+            with self.stepper.shown(self.task, self.mean) as (task, mean):
+                values = self.machine.first(partial(self._look, validator, task, mean))
             self.position.validation[validator.name] = {k: finite(v) for k, v in values.items()}
             self._write("validation", step, {"name": validator.name, **values})
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -368,10 +375,10 @@ class _Loop:
                     is_best = True
         return is_best
 
-    def _look(self, validator: Validator) -> dict[str, float]:
+    def _look(self, validator: Validator, task: Task, mean: MeanWeights | None) -> dict[str, float]:
         moment = self._moment(self.position.step, wants_pictures=False)
-        with undisturbed(self.task, self.mean, self.training.seed), self.machine.autocast():
-            return {k: float(v) for k, v in validator.function(self.task, moment).items()}
+        with undisturbed(task, mean, self.training.seed), self.machine.autocast():
+            return {k: float(v) for k, v in validator.function(task, moment).items()}
 
     def _notice(self, text: str) -> None:
         self._write("notice", self.position.step, {"text": text})
@@ -386,13 +393,17 @@ class _Loop:
     def _checkpoint(self, *, is_best: bool) -> None:
         began = time.monotonic()
         with self.pace.paused():
+            self.position.seconds += self.pace.take_seconds()
+            # All take part where weights lie in parts.
+            keeps, saved = self.machine.is_first, self.standing.saved(world=self.machine.world)
+            weights = whole(self.standing.weights(), keeps=keeps)
+            tensors = whole(saved.tensors, keeps=keeps)
             if self.machine.is_first:
-                self.position.seconds += self.pace.take_seconds()
                 self.run.checkpoints.write(
                     self.position.step,
-                    weights=self.standing.weights(),
+                    weights=weights,
                     header=self.header,
-                    saved=self.standing.saved(world=self.machine.world),
+                    saved=Saved(tensors, saved.numbers),
                     # Where nothing chooses, the best is the last.
                     is_best=is_best or all(v.best is None for v in self.validators),
                 )
@@ -412,9 +423,10 @@ class _Loop:
     def _result(self) -> FitResult:
         last = self.run.checkpoints.find("last")
         assert last is not None
+        state = whole(self.task.state_dict(), keeps=True)
         return self.standing.result(
             crops_per_second=self.pace.overall(),
-            digest=weights_digest(self.task.state_dict()),
+            digest=weights_digest(state),
             checkpoint=last,
         )
 

@@ -26,6 +26,8 @@ OWN = (
     VERSIONS, CONFIG,
 )  # fmt: skip
 """What a run consists of, in the order in which `overwrite` removes it; nothing else is touched."""
+MAY_DIFFER = frozenset({"training.strategy"})
+"""Settings that change how a run is computed and not what: it may go on with others."""
 
 
 class Run:
@@ -214,7 +216,8 @@ def _flat(mapping: Mapping[str, Any], head: str = "") -> dict[str, Any]:
 
 
 def _check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
-    differing = differing_keys(load((folder / CONFIG).read_text(encoding="utf-8")), config)
+    there = load((folder / CONFIG).read_text(encoding="utf-8"))
+    differing = {k: v for k, v in differing_keys(there, config).items() if k not in MAY_DIFFER}
     if not differing:
         return
     listed = ", ".join(f"`{key}` ({was} there, {is_} now)" for key, (was, is_) in differing.items())

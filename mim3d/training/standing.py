@@ -16,6 +16,7 @@ from mim3d.training.alarms import NonFinite
 from mim3d.training.checkpoints import Saved, flatten_optimiser, part, restore_optimiser
 from mim3d.training.ema import MeanWeights
 from mim3d.training.logs import Means
+from mim3d.training.sharding import spread
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,20 @@ class Standing:
         return Saved(tensors, numbers)
 
     def restore(self, saved: Saved, device: torch.device) -> None:
-        """Puts everything back, bit for bit."""
-        self.task.load_state_dict(part(saved.tensors, "weights"))
-        restore_optimiser(self.optimiser, self.parameters, saved.tensors)
+        """Puts everything back, bit for bit, cut as it is cut here."""
+        tensors = spread(saved.tensors, self._counterparts(saved))
+        self.task.load_state_dict(part(tensors, "weights"))
+        restore_optimiser(self.optimiser, self.parameters, tensors)
         if self.mean is not None:
-            self.mean.restore(part(saved.tensors, "mean"), saved.numbers["mean_updates"])
+            self.mean.restore(part(tensors, "mean"), saved.numbers["mean_updates"])
         self.means.restore(saved.numbers["means"], device)
         self.nonfinite.total, self.nonfinite.in_a_row = saved.numbers["skipped"]
         self.position = Position(**saved.numbers["position"])
+
+    def _counterparts(self, saved: Saved) -> dict[str, Tensor]:
+        """For each saved tensor the one it belongs to here; of moments it is the parameter."""
+        state = self.task.state_dict()
+        return {key: state[name] for key in saved.tensors if (name := key.split("/")[-1]) in state}
 
     def result(self, *, crops_per_second: float, digest: str, checkpoint: Path) -> FitResult:
         """What is told at the end; what was measured outside comes in."""

@@ -29,6 +29,7 @@ from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.linear_start import start_linearly
 from mim3d.objectives.segmentation import Segmentation
+from mim3d.training.fabric import choose_device
 from mim3d.training.loop import FitResult, Validator, fit
 from mim3d.training.run import Run
 from mim3d.workflows.assembly import (
@@ -117,7 +118,10 @@ def finetune(
             needs=task.needs,
             batch_size=config.training.batch_size,
             seed=config.training.seed,
+            device=choose_device(config.training.device),
         )
+        if feed.reuse is not None:
+            reporter.say(feed.reuse)
         if config.decoder.direct == "linear" and run.checkpoints.find() is None:
             _start_linearly(task, feed, reporter)
         look = _look(config, store, classes, scheme)

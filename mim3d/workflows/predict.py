@@ -23,6 +23,7 @@ from mim3d.foundation.reporting import PlainReporter, Reporter, duration
 from mim3d.inference import predict as inference
 from mim3d.inference.label_files import write_label_files
 from mim3d.inference.segmenter import Segmenter
+from mim3d.inference.windows import WindowCount
 from mim3d.pictures.colours import paints
 from mim3d.pictures.overlay import draw_overlay
 from mim3d.workflows.loading import load_preparation, load_segmenter, run_digest
@@ -126,6 +127,7 @@ def predict(
     settings = _settings(names, config)
     record = {} if overwrite else _record(folder)
     refused: list[str] = []
+    windows = WindowCount(0)
     began = time.monotonic()
     for done, job in enumerate(jobs):
         key = {**_key(job, settings), "trained_on": job.source in trained}
@@ -135,7 +137,8 @@ def predict(
         left = f", {duration(spent / done * (len(jobs) - done))} left" if done else ""
         reporter.progress(done, len(jobs), f"{job.case.case_id}: {done} of {len(jobs)}{left}")
         try:
-            _predict_one(job, segmenters, config, partial(_windows, reporter, job.case.case_id))
+            progress = partial(_windows, reporter, job.case.case_id)
+            windows += _predict_one(job, segmenters, config, progress)
         except UserError as error:
             refused.append(f"{job.case.case_id}: {error}")
             reporter.warn(f"`{job.case.case_id}` is left out: {error}")
@@ -144,7 +147,7 @@ def predict(
             continue
         record[job.output.name] = key
         write_json(folder / RECORD, record)
-    return _result(folder, jobs, refused, labels[1], time.monotonic() - began)
+    return _result(folder, jobs, refused, windows, labels[1], time.monotonic() - began)
 
 
 def _jobs(inputs: Sequence[str], folder: Path) -> list[_Job]:
@@ -180,7 +183,7 @@ def _jobs(inputs: Sequence[str], folder: Path) -> list[_Job]:
 
 def _predict_one(
     job: _Job, segmenters: Sequence[Segmenter], config: PredictConfig, progress: Any
-) -> None:
+) -> WindowCount:
     volume = read_images(job.case.images, align=config.align_channels, read=config.read)
     prediction = inference.predict(segmenters, volume, config.inference, progress=progress)
     if prediction.probabilities is not None:
@@ -188,6 +191,7 @@ def _predict_one(
     if config.pictures:
         _draw(job, volume, prediction.labels, segmenters[0])
     write_label(job.output, prediction.labels.voxels[0], volume)
+    return prediction.windows
 
 
 def _draw(job: _Job, volume: Volume, labels: Volume, segmenter: Segmenter) -> None:
@@ -241,12 +245,26 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _result(
-    folder: Path, jobs: Sequence[_Job], refused: Sequence[str], names: Path, seconds: float
+    folder: Path,
+    jobs: Sequence[_Job],
+    refused: Sequence[str],
+    windows: WindowCount,
+    names: Path,
+    seconds: float,
 ) -> Result:
     made = len(jobs) - len(refused)
     code = ExitCode.DONE if not refused else ExitCode.PARTIAL if made else ExitCode.INPUT
     lines = [f"{made} of {len(jobs)} cases predicted in {duration(seconds)}", *refused]
+    if windows.run:
+        lines.append(
+            f"{windows.run:,} windows, {windows.skipped:,} more of nothing but air skipped"
+        )
     if made:
         lines.append(f"look: itksnap -g IMAGE -s {folder}/NAME.nii.gz -l {names}")
-    facts = {"predicted": made, "refused": list(refused), "seconds": seconds}
+    facts = {
+        "predicted": made,
+        "refused": list(refused),
+        "seconds": seconds,
+        "windows": {"run": windows.run, "skipped": windows.skipped},
+    }
     return Result("\n".join(lines), facts, (folder,), code)

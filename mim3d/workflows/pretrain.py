@@ -21,6 +21,7 @@ from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.pictures.reconstruction import draw_reconstruction
+from mim3d.training.fabric import choose_device
 from mim3d.training.loop import FitResult, Validator, fit
 from mim3d.training.run import Run
 from mim3d.workflows.assembly import (
@@ -93,7 +94,10 @@ def pretrain(
             needs=task.needs,
             batch_size=config.training.batch_size,
             seed=config.training.seed,
+            device=choose_device(config.training.device),
         )
+        if feed.reuse is not None:
+            reporter.say(feed.reuse)
         done = fit(
             task,
             feed,

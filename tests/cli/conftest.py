@@ -12,7 +12,9 @@ from mim3d.cli.main import main
 from mim3d.foundation.errors import ExitCode
 from mim3d.workflows.result import Result
 
-WORKFLOWS = ("prepare", "pretrain", "finetune", "predict", "evaluate", "demo", "doctor", "info")
+WORKFLOWS = (
+    "prepare", "pretrain", "finetune", "predict", "evaluate", "demo", "doctor", "info", "benchmark",
+)  # fmt: skip
 
 
 @dataclass

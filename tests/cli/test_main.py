@@ -16,6 +16,7 @@ from mim3d.cli import main as main_module
 from mim3d.cli.verbs import VERBS
 from mim3d.config.reading import read_config
 from mim3d.config.verbs import (
+    BenchmarkConfig,
     DemoConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -94,6 +95,16 @@ def test_the_other_verbs_are_called_with_what_they_take(mim3d, calls):
     assert calls.seen[0][2]["config"] == EvaluateConfig()
     assert calls.seen[0][2]["out"] == "results.json"
     assert calls.seen[1][2]["config"] == DemoConfig(seed=3)
+
+
+def test_benchmark_is_called_with_its_kind_and_settings(mim3d, calls):
+    mim3d("benchmark throughput --stages read,crop --quick false --out here.json")
+
+    given = {"throughput.stages": ["read", "crop"], "throughput.quick": False}
+    config = read_config(None, BenchmarkConfig, given)
+    keywords = {"out": "here.json", "config": config, "dry_run": False}
+    assert config.throughput.stages == ("read", "crop")
+    assert calls.only == ("benchmark", ("throughput",), keywords)
 
 
 def test_settings_of_a_verb_without_config_argument_can_come_from_a_file(mim3d, calls, tmp_path):

@@ -10,6 +10,7 @@ from positions import make_case, value_at
 from scipy.ndimage import map_coordinates
 
 from mim3d.config.sections import DataConfig
+from mim3d.data import crops as crops_module
 from mim3d.data.augment import rotation
 from mim3d.data.batch import IGNORE_INDEX
 from mim3d.data.crops import (
@@ -18,9 +19,10 @@ from mim3d.data.crops import (
     SamplingPlan,
     crop_to_volume,
     cut_crop,
+    grid_starts,
     start_range,
 )
-from mim3d.foundation.errors import UserError
+from mim3d.foundation.errors import ConfigError, UserError
 
 SIZE = (11, 13, 7)
 
@@ -250,6 +252,24 @@ def test_warped_texture_agrees_with_scipy(start):
         np.testing.assert_allclose(crop.voxels[channel][valid], expected[valid], atol=2e-3)
 
 
+@pytest.mark.parametrize("start", [(9, 5, 5), (-4, 12, 8), (24, -5, -2)])
+@pytest.mark.parametrize("shape", [(31, 23, 17), (5, 23, 1)])
+def test_a_zoom_axis_by_axis_is_the_interpolation_in_three_dimensions(start, shape, monkeypatch):
+    case = make_case(shape)
+    case.stored[:] = np.random.default_rng(0).integers(-300, 300, case.stored.shape)
+    plan, zoom = CropPlan("case", start, SIZE), np.diag([1 / 1.1, 1 / 0.87, 1 / 1.31])
+
+    by_axes = cut_crop(case, plan, labels=True, warp=zoom)
+    monkeypatch.setattr(crops_module, "lines", crops_module.places)
+    monkeypatch.setattr(crops_module, "stretch", crops_module.interpolate)
+    at_once = cut_crop(case, plan, labels=True, warp=zoom)
+
+    torch.testing.assert_close(by_axes.voxels, at_once.voxels, atol=1e-4, rtol=0)
+    assert torch.equal(by_axes.labels, at_once.labels)
+    assert (by_axes.valid is None) == (at_once.valid is None)
+    assert by_axes.valid is None or torch.equal(by_axes.valid, at_once.valid)
+
+
 def test_an_identity_warp_changes_nothing():
     case = make_case()
     plan = CropPlan("case", (-3, 6, 12), SIZE)
@@ -291,3 +311,52 @@ def test_a_small_volume_in_the_corner_of_a_crop_stays_in_sight_under_a_warp():
 
     assert crop.valid is not None
     assert int(crop.valid.sum()) > 0.5 * 5 * 6 * 4
+
+
+# The grid of origins
+
+
+def test_starts_lie_on_the_grid_or_at_the_faces_and_every_one_comes_equally_often():
+    plan = plan_of(make_case((48, 23, 17)), origin_grid=(8, 4, 1))
+
+    drawn = starts(plan, 3000)
+
+    expected = ([0, 8, 16, 24, 32, 37], [0, 4, 8, 10], list(range(11)))
+    for axis in range(3):
+        values, counts = np.unique(drawn[:, axis], return_counts=True)
+        assert values.tolist() == expected[axis]
+        share = 3000 / len(values)
+        assert np.abs(counts - share).max() < 5 * np.sqrt(share)
+
+
+def test_a_crop_on_the_grid_of_chunks_touches_the_fewest_of_them():
+    plan = plan_of(make_case((96, 64, 32)), crop_size=(32, 32, 32), origin_grid=32)
+
+    assert (starts(plan, 100) % 32 == 0).all()
+
+
+def test_where_the_crop_holds_the_volume_or_reaches_beyond_it_starts_are_as_without_a_grid():
+    assert grid_starts(9, 11, -4, 2, 8).tolist() == list(range(-4, 3))
+    assert grid_starts(30, 11, -3, 22, 8).tolist() == [-3, 0, 8, 16, 22]
+    assert grid_starts(11, 11, 0, 0, 8).tolist() == [0]
+
+
+def test_every_voxel_of_a_volume_can_be_seen_on_a_grid():
+    for shape in range(11, 60):
+        found = grid_starts(shape, 11, 0, shape - 11, 8)
+        assert (np.diff(found) <= 8).all()
+        assert found[0] == 0
+        assert found[-1] + 11 == shape
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"origin_grid": 0}, "must be positive"),
+        ({"origin_grid": (8, -1, 8)}, "must be positive"),
+        ({"origin_grid": 8, "placement": "body"}, "needs `data.placement uniform`"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(config, why):
+    with pytest.raises(ConfigError, match=why):
+        plan_of(make_case(), **config)

@@ -94,6 +94,36 @@ def test_statistics_with_voxels_that_are_not_finite_equal_those_without(share):
     assert with_holes == without
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.uint8])
+@pytest.mark.parametrize("threshold", [None, 40.0])
+def test_counted_integers_have_the_statistics_of_all_their_voxels(kind, threshold):
+    """Against percentiles and moments written out; two spikes take no part on either way."""
+    volume = (_mr().clip(0, 1100) / 5).round()
+    volume[7, 8, 9] = volume[7, 9, 9] = np.iinfo(kind).max if kind != np.uint8 else 255
+    stored = np.asfortranarray(volume.astype(kind))
+    air = Air(threshold)
+
+    rule = measure(stored, air, "mr", WINDOW, CLIP)
+
+    slow = measure(stored.astype(np.float64), air, "mr", WINDOW, CLIP)
+    for name in ("low", "high", "mean", "deviation"):
+        assert getattr(rule, name) == pytest.approx(getattr(slow, name), rel=1e-9)
+    body = volume[volume > (-1 if threshold is None else threshold)]
+    body = body[body < 1000] if kind != np.uint8 else body
+    assert (rule.low, rule.high) == pytest.approx(np.percentile(body, CLIP).tolist())
+    assert rule.deviation == pytest.approx(body.clip(rule.low, rule.high).std())
+
+
+def test_the_order_in_memory_changes_no_statistics(monkeypatch):
+    monkeypatch.setattr("mim3d.data.intensity.STATISTICS_SAMPLE", 500)
+    volume = _mr()
+    air = find_air(volume, "mr")
+
+    straight = measure(volume, air, "mr", WINDOW, CLIP)
+
+    assert measure(np.asfortranarray(volume), air, "mr", WINDOW, CLIP) == straight
+
+
 @pytest.mark.parametrize("modality", ["ct", "mr"])
 def test_a_constant_or_empty_body_has_no_normalisation(modality):
     assert measure(np.full((5, 6, 7), 3), Air(None), modality, WINDOW, CLIP) is None
@@ -130,3 +160,22 @@ def test_a_normalisation_survives_json():
 def test_modality_follows_from_the_smallest_value():
     assert infer_modality(np.array([-501, 30])) == "ct"
     assert infer_modality(np.array([-499.0, 30, np.nan])) == "other"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Normalisation("window", -1000.0, 1000.0),
+        Normalisation("window", 0.0, 1.0),
+        Normalisation("zscore", -3.7, 812.3, 101.7, 33.3),
+    ],
+)
+def test_normalising_in_place_gives_the_same_bits(rule):
+    values = np.random.default_rng(0).normal(100, 900, (11, 13, 7)).astype(np.float32)
+    # the formula, one array a step
+    expected = (values.clip(rule.low, rule.high) - np.float32(rule.shift)) / np.float32(rule.width)
+
+    np.testing.assert_array_equal(rule.apply(values), expected)
+    rule.apply_in_place(values)
+
+    np.testing.assert_array_equal(values, expected)

@@ -116,3 +116,16 @@ def test_ignored_voxels_count_on_neither_side() -> None:
     ours, theirs = (reference == 4) & kept, (prediction == 4) & kept
     expected = 2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())
     assert scores[1].dice == pytest.approx(expected)
+
+
+def test_the_order_in_memory_and_distant_specks_change_no_score() -> None:
+    reference, prediction = organs(1), organs(2)
+    prediction[0, 0, 0] = prediction[-1, -1, -1] = 4
+    expected = score_case(reference, prediction, SPACING, ORGANS, case_id="a")
+
+    for ours in (reference, np.asfortranarray(reference)):
+        for theirs in (prediction, np.asfortranarray(prediction)):
+            scores = score_case(ours, theirs, SPACING, ORGANS, case_id="a")
+            for score, other in zip(scores, expected, strict=True):
+                assert (score.dice, score.nsd) == (other.dice, other.nsd)
+                assert score.hd95_mm == pytest.approx(other.hd95_mm, abs=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mim3d.evaluation import overlap
 from mim3d.evaluation.overlap import Structure, dice, index_maps, meetings, sizes
 from mim3d.foundation.errors import ShapeError, UserError
 
@@ -78,3 +79,24 @@ def test_instance_maps_are_refused() -> None:
 def test_maps_of_two_shapes_are_refused() -> None:
     with pytest.raises(ShapeError, match="do not compare"):
         index_maps(np.zeros((2, 2, 3), int), np.zeros((2, 3, 2), int))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.9])
+@pytest.mark.parametrize("largest", [2, 255, 900])
+def test_few_labelled_voxels_are_counted_as_many_are(
+    share: float, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlap, "PIECE", 100)
+    random = np.random.default_rng(6)
+    kept = random.random((2, 11, 13, 7)) < share
+    reference, prediction = random.choice([1, 2, largest], kept.shape) * kept
+
+    for stored in (prediction, np.asfortranarray(prediction)):
+        maps = index_maps(np.asfortranarray(reference), stored)
+        table = meetings(maps)
+        step = max(1, len(maps.values) // 8)
+        chosen = [*list(enumerate(maps.values))[::step], (-1, maps.values[-1])]
+        for i, ours in chosen:
+            for j, theirs in chosen:
+                both = (reference == ours) & (prediction == theirs)
+                assert table[i, j] == np.count_nonzero(both)

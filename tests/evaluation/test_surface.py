@@ -66,6 +66,36 @@ def test_both_ways_of_measuring_equal_brute_force(
     assert distances.percentile() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize(("voxels", "way"), [(287, "tree"), (288, "transform")])
+def test_the_way_changes_at_a_sixth_of_the_box_and_the_values_do_not(
+    voxels: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 x 16 x 9 voxels, of which a sixth are 288: single voxels, each a surface of its own."""
+    taken = []
+    for name in ("tree", "transform"):
+        called = getattr(module, f"_by_{name}")
+        monkeypatch.setattr(
+            module, f"_by_{name}", lambda *a, n=name, f=called: taken.append(n) or f(*a)
+        )
+    checks = np.indices((12, 16, 9)).sum(axis=0) % 2 == 0
+    places = np.argwhere(checks)
+    # Both ends of the box stay in, so that it does not shrink.
+    middle = np.random.default_rng(voxels).permutation(np.arange(1, len(places) - 1))
+    chosen = np.concatenate(([0, len(places) - 1], middle))[:voxels]
+    ours, theirs = np.zeros((2, *checks.shape), bool)
+    ours[tuple(places[chosen[0::2]].T)] = theirs[tuple(places[chosen[1::2]].T)] = True
+
+    distances = surface_distances(ours, theirs, SPACING)
+
+    forward, backward = slow_distances(ours, theirs)
+    one, two = (torch.from_numpy(mask)[None, None].float() for mask in (theirs, ours))
+    nsd = compute_surface_dice(one, two, [1.0], include_background=True, spacing=SPACING)
+    assert taken == [way]
+    assert np.allclose(np.sort(distances.from_reference), np.sort(forward), atol=1e-5)
+    assert np.allclose(np.sort(distances.from_prediction), np.sort(backward), atol=1e-5)
+    assert distances.share_within(1.0) == pytest.approx(float(nsd), abs=1e-6)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_hd95_and_nsd_equal_monai(seed: int) -> None:
     ours, theirs = blobs(seed)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 
+from mim3d.inference import components as module
 from mim3d.inference.components import largest_components
+
+
+@pytest.fixture(params=[1, 10**9], ids=["runs", "flooding"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test goes both ways, whichever its map's share of runs would choose."""
+    monkeypatch.setattr(module, "RUN_SHARE", request.param)
 
 
 def flood(labels: np.ndarray) -> np.ndarray:
@@ -71,3 +79,47 @@ def test_the_input_stays_as_it_is_and_an_empty_map_is_fine() -> None:
     assert largest_components(labels).sum() == 1
     assert np.array_equal(labels, before)
     assert not largest_components(np.zeros((4, 5, 6), np.uint8)).any()
+
+
+def test_the_order_in_memory_does_not_matter_and_stays() -> None:
+    random = np.random.default_rng(3)
+    labels = (random.random((11, 13, 7)) < 0.1) * random.choice([1, 2], (11, 13, 7))
+    labels = labels.astype(np.uint8)
+
+    for axes in itertools.permutations(range(3)):
+        turned = np.ascontiguousarray(labels.transpose(axes)).transpose(np.argsort(axes))
+        cleaned = largest_components(turned)
+        assert np.array_equal(cleaned, flood(labels))
+        assert cleaned.strides == turned.strides
+
+
+def test_of_equal_pieces_the_first_in_the_order_of_x_y_z_stays_in_any_memory() -> None:
+    labels = np.zeros((6, 7, 8), np.uint8)
+    labels[1, 5, 6] = labels[4, 0, 0] = labels[2, 2, 7] = 1
+
+    for stored in (labels, np.asfortranarray(labels)):
+        assert np.argwhere(largest_components(stored)).tolist() == [[1, 5, 6]]
+
+
+def test_rows_and_planes_do_not_touch_around_the_end() -> None:
+    labels = np.zeros((4, 5, 6), np.uint8)
+    # The last voxel of a row and the first of the next, the last row of a plane likewise.
+    labels[0, 1, 5] = labels[0, 2, 0] = labels[0, 4, 3] = labels[1, 0, 3] = 1
+    labels[3, 0, 0] = labels[3, 0, 1] = 1
+
+    assert np.argwhere(largest_components(labels)).tolist() == [[3, 0, 0], [3, 0, 1]]
+
+
+def test_noise_is_flooded_and_organs_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RUN_SHARE", 16)
+    taken = []
+    flooded = module._flooded
+    monkeypatch.setattr(module, "_flooded", lambda labels: taken.append(1) or flooded(labels))
+    noise = np.random.default_rng(4).integers(0, 3, (11, 13, 7)).astype(np.uint8)
+    organ = np.zeros((11, 13, 37), np.uint8)
+    organ[2:6, 3:9, 4:30] = 1
+
+    assert np.array_equal(largest_components(noise), flood(noise))
+    assert taken == [1]
+    assert np.array_equal(largest_components(organ), organ)
+    assert taken == [1]

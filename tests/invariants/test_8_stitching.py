@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mim3d.config.sections import InferenceConfig
-from mim3d.inference.sliding_window import slide, window_starts, window_weights
+from mim3d.inference.sliding_window import slide
+from mim3d.inference.windows import window_starts, window_weights
 
 SIDES = st.tuples(*[st.integers(1, 29)] * 3)
 WINDOWS = st.tuples(*[st.integers(1, 13)] * 3)

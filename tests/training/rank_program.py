@@ -8,16 +8,49 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from loop_fakes import FakeFeed, FakeTask, optim_config, training_config  # noqa: E402
 
+from mim3d.config.sections import EncoderConfig, MaskedConfig  # noqa: E402
 from mim3d.data.batch import CropBatch  # noqa: E402
 from mim3d.foundation.errors import UserError  # noqa: E402
+from mim3d.foundation.randomness import generator  # noqa: E402
 from mim3d.foundation.reporting import Silent  # noqa: E402
+from mim3d.models.vit import VolumeViT  # noqa: E402
 from mim3d.objectives.base import Moment, Outcome, Task  # noqa: E402
+from mim3d.objectives.masked import MaskedAutoencoder  # noqa: E402
+from mim3d.training.fabric import processes  # noqa: E402
 from mim3d.training.loop import Validator, fit  # noqa: E402
 from mim3d.training.run import Run  # noqa: E402
+
+
+def masked_task() -> Task:
+    """A small MAE whose blocks lie in lists, as FSDP cuts them, and are computed again."""
+    encoder = EncoderConfig(
+        width=24,
+        depth=2,
+        heads=2,
+        patch=(4, 4, 4),
+        # A bias of keys has no gradient but rounding, which AdamW makes as large as any other.
+        qkv_bias=False,
+        checkpointing=True,
+        default_spacing_mm=(1.0, 1.0, 1.5),
+    )
+    objective = MaskedConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)
+    torch.manual_seed(5)
+    return MaskedAutoencoder(VolumeViT(encoder), objective)
+
+
+class VolumeFeed(FakeFeed):
+    """The same for crops with three different sides."""
+
+    def crop(self, step: int, index: int) -> Tensor:
+        draw = generator(self.seed, step, index, "crop").normal(size=(1, 16, 12, 8))
+        return torch.from_numpy(draw).float()
 
 
 class TroubledTask(FakeTask):
@@ -36,13 +69,17 @@ class TroubledTask(FakeTask):
         return super().forward(batch, moment)
 
 
-def look(task: Task, moment: Moment) -> dict[str, float]:
-    return {"loss": float(task(FakeFeed(4, seed=9).batch(0, range(4)), moment).loss)}
+def looking(feed: type[FakeFeed]) -> Validator:
+    def look(task: Task, moment: Moment) -> dict[str, float]:
+        return {"loss": float(task(feed(4, seed=9).batch(0, range(4)), moment).loss)}
+
+    return Validator("look", 4, look, best=("loss", "min"))
 
 
-def main(folder: Path, trouble: str) -> None:
+def main(folder: Path, trouble: str, strategy: str, kind: str, accumulation: int) -> None:
     rank = os.environ.get("RANK", "0")
-    feed = FakeFeed(8)
+    feed_class = VolumeFeed if kind == "mae" else FakeFeed
+    feed = feed_class(8)
     if trouble == "nan":
         # Crop 7 belongs to the second process.
         feed.poison = {5: 7}
@@ -50,19 +87,21 @@ def main(folder: Path, trouble: str) -> None:
     try:
         with Run.create_or_continue(folder / "run", {"training": {"device": "cpu"}}) as run:
             result = fit(
-                TroubledTask(trouble),
+                masked_task() if kind == "mae" else TroubledTask(trouble),
                 feed,
                 optim_config(freeze_encoder_steps=2),
-                training_config(batch_size=8, steps=10),
+                training_config(
+                    batch_size=8, steps=10, strategy=strategy, accumulation=accumulation
+                ),
                 run,
-                validators=[Validator("look", 4, look, best=("loss", "min"))],
+                validators=[looking(feed_class)],
                 reporter=Silent(),
             )
-        facts = {**result.as_json(), "writes": run.writes}
+        facts = {**result.as_json(), "writes": run.writes, "world": processes().world}
     except UserError as error:
         facts = {"error": type(error).__name__, "what": error.what}
     (folder / f"rank_{rank}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5]))

@@ -138,6 +138,18 @@ def test_alone_all_collectives_are_the_process_itself() -> None:
         machine.first(lambda: (_ for _ in ()).throw(UserError("x")))
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_exactness_of_products_is_set_and_put_back(precision: str) -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with fabric.float32_matmul(precision):  # type: ignore[arg-type]
+            inside = torch.get_float32_matmul_precision()
+
+        assert (inside, torch.get_float32_matmul_precision()) == (precision, "high")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_threads_are_set_and_put_back() -> None:
     before = torch.get_num_threads()
 

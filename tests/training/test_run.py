@@ -95,6 +95,19 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path: Path) -> 
     assert {p: p.read_bytes() for p in (tmp_path / "x").iterdir()} == before
 
 
+def test_a_run_goes_on_with_another_strategy_or_from_before_there_was_one(tmp_path: Path) -> None:
+    Run.create_or_continue(tmp_path / "x", CONFIG).release()
+
+    for strategy in ("auto", "fsdp"):
+        config = {**CONFIG, "training": {"strategy": strategy}}
+        run = Run.create_or_continue(tmp_path / "x", config)
+        assert not run.is_done
+        run.release()
+
+    # The run keeps the config that it began with.
+    assert "strategy" not in (tmp_path / "x" / "config.yaml").read_text()
+
+
 def test_overwrite_removes_what_is_the_runs_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     with Run.create_or_continue(folder, CONFIG) as run:

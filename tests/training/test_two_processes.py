@@ -19,7 +19,14 @@ PROGRAM = Path(__file__).with_name("rank_program.py")
 
 
 def run(
-    folder: Path, trouble: str = "none", *, world: int, restarts: int = 0
+    folder: Path,
+    trouble: str = "none",
+    *,
+    world: int,
+    restarts: int = 0,
+    strategy: str = "auto",
+    kind: str = "fake",
+    accumulation: int = 2,
 ) -> list[dict[str, Any]]:
     """What each process says in the end."""
     command = [sys.executable]
@@ -28,7 +35,7 @@ def run(
         command += ["-m", "torch.distributed.run", *options]
     folder.mkdir(exist_ok=True)
     subprocess.run(
-        [*command, str(PROGRAM), str(folder), trouble],
+        [*command, str(PROGRAM), str(folder), trouble, strategy, kind, str(accumulation)],
         check=True,
         timeout=240,
         env={
@@ -42,7 +49,7 @@ def run(
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(world)]
 
 
-def assert_same_training(folder: Path, reference: Path) -> None:
+def assert_same_training(folder: Path, reference: Path, *, atol: float = 1e-6) -> None:
     ours, theirs = (
         load_file(f / "run" / "checkpoints" / "last" / "state.safetensors")
         for f in (folder, reference)
@@ -50,7 +57,7 @@ def assert_same_training(folder: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         # float32 gradients are added in another order.
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=atol)
 
 
 def read_log(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -76,6 +83,71 @@ def test_two_processes_train_as_one(alone: Path, tmp_path: Path) -> None:
     for ours, theirs in zip(read_log(tmp_path, "train"), read_log(alone, "train"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     assert read_status(tmp_path / "run")["state"] == "done"
+
+
+@pytest.fixture(scope="module")
+def alone_masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone_masked")
+    run(folder, world=1, kind="mae")
+    return folder
+
+
+def assert_same_facts(folder: Path, reference: Path, facts: list[dict[str, Any]]) -> None:
+    (expected,) = (json.loads((reference / "rank_0.json").read_text()),)
+    assert [fact["world"] for fact in facts] == [2, 2]
+    assert facts[0]["digest"] == facts[1]["digest"]
+    for fact in facts:
+        assert fact["best_step"] == expected["best_step"]
+        assert fact["validation"]["look"]["loss"] == pytest.approx(
+            expected["validation"]["look"]["loss"], rel=1e-5
+        )
+    for ours, theirs in zip(read_log(folder, "train"), read_log(reference, "train"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+
+
+def test_fsdp_trains_as_one_process_does(alone_masked: Path, tmp_path: Path) -> None:
+    """An MAE with clipping, running mean, frozen first steps, accumulation and checkpointing."""
+    facts = run(tmp_path, world=2, strategy="fsdp", kind="mae")
+
+    assert_same_facts(tmp_path, alone_masked, facts)
+    assert_same_training(tmp_path, alone_masked, atol=3e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "accumulation"), [("ddp", 1), ("ddp", 2), ("fsdp", 1)])
+def test_ddp_and_fsdp_train_as_one_process_does_however_a_batch_is_parted(
+    alone_masked: Path, tmp_path: Path, strategy: str, accumulation: int
+) -> None:
+    facts = run(tmp_path, world=2, strategy=strategy, kind="mae", accumulation=accumulation)
+
+    assert_same_facts(tmp_path, alone_masked, facts)
+    assert_same_training(tmp_path, alone_masked, atol=3e-5)
+
+
+@pytest.mark.slow
+def test_with_fsdp_not_a_number_in_one_process_makes_both_skip_the_step(tmp_path: Path) -> None:
+    """The task has a teacher that follows the decoder, and a buffer: they survive being cut."""
+    run(tmp_path / "one", "nan", world=1)
+    first, second = run(tmp_path / "two", "nan", world=2, strategy="fsdp")
+
+    assert_same_training(tmp_path / "two", tmp_path / "one", atol=3e-5)
+    assert (first["skipped"], second["skipped"]) == (1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("begun", "ended"), [(("ddp", 2), ("fsdp", 2)), (("fsdp", 2), ("auto", 1))]
+)
+def test_a_run_goes_on_with_another_strategy_and_number_of_processes(
+    alone: Path, tmp_path: Path, begun: tuple[str, int], ended: tuple[str, int]
+) -> None:
+    run(tmp_path, "signal", strategy=begun[0], world=begun[1])
+    assert read_status(tmp_path / "run")["state"] == "interrupted"
+
+    run(tmp_path, strategy=ended[0], world=ended[1])
+
+    assert_same_training(tmp_path, alone, atol=3e-5)
 
 
 @pytest.mark.slow

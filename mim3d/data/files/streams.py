@@ -20,7 +20,11 @@ from typing import Protocol
 from mim3d.data.volume import Note
 from mim3d.foundation.errors import VolumeError
 
-FEED = 1 << 18
+FEED = 1 << 16
+"""Compressed bytes read at once."""
+PIECE = 1 << 17
+"""The most bytes inflated at once: they stay in the cache until they are checked and copied, which
+is a third faster than with 4 MiB and as fast as inflating into the final memory."""
 DRAIN = 1 << 16
 MOST_EXCESS = 1 << 20
 MOST_GROWTH = 1032
@@ -213,7 +217,7 @@ class DeflateStream:
         while done < len(target):
             if self._decoder is None and not self._open_member():
                 break
-            part = self._inflate(min(len(target) - done, 1 << 22))
+            part = self._inflate(min(len(target) - done, PIECE))
             target[done : done + len(part)] = part
             done += len(part)
         return done

@@ -99,11 +99,12 @@ def settle_intensities(
     raw = stored_part(buffer, count, stored).view(stored)
     kept = kept_dtype(stored, scaling)
     out = buffer[: count * kept.itemsize].view(kept)
+    native = stored.newbyteorder("=")
 
     def values(start: int, stop: int) -> NDArray[Any]:
         part = raw[start:stop]
         if scaling is None:
-            return part.astype(stored.newbyteorder("="))
+            return part.astype(native, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):
             return part.astype(np.float64) * scaling.slope + scaling.intercept
 
@@ -180,7 +181,10 @@ def _slabs(count: int) -> Iterator[tuple[int, int]]:
 def _range_within(
     values: Values, count: int, stored: np.dtype[Any], scaling: Scaling | None
 ) -> tuple[int, float, float]:
-    """How many values are unusable, and the smallest and largest of the others."""
+    """How many values are unusable, and the smallest and largest of the others.
+
+    Small integers are all usable: of them only whether they differ is looked at.
+    """
     safe = scaling is None and stored.kind != "f" and stored.itemsize < 4
     bad, low, high = 0, np.inf, -np.inf
     for start, stop in _slabs(count):
@@ -193,6 +197,8 @@ def _range_within(
                 part = part[within]
         if part.size:
             low, high = min(low, float(part.min())), max(high, float(part.max()))
+        if safe and low < high:
+            break
     return bad, low, high
 
 

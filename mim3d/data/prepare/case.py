@@ -48,7 +48,7 @@ def prepare_case(
         volume, label = _read(case, classes, config, read)
     if label is None:
         return prepare_volume(volume, rule, case_id=case.case_id)
-    table = classes or ClassTable.from_values(np.unique(label.voxels))
+    table = classes or ClassTable.from_values(np.unique(label.voxels.ravel(order="K")))
     indices = table.to_index(label.voxels[0])
     prepared = prepare_volume(volume, rule, indices, table.values, case.case_id)
     return with_notes(prepared, tuple(_of_label(note) for note in label.notes))

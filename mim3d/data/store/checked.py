@@ -75,6 +75,8 @@ class CheckedFile:
             raise
         self._small: dict[str, NDArray[Any]] = {}
         self._spaces = {name: data.id.get_space() for name, data in self._sets.items()}
+        self._size: tuple[int, ...] | None = None
+        self._memory: Any = None
 
     def close(self) -> None:
         """Closes the file."""
@@ -91,8 +93,10 @@ class CheckedFile:
         out: NDArray[Any] = np.empty(size, TYPES[name])
         space = self._spaces[name]
         space.select_hyperslab(start, size)
+        if size != self._size:
+            self._size, self._memory = size, h5py.h5s.create_simple(size)
         try:
-            self._sets[name].id.read(h5py.h5s.create_simple(size), space, out)
+            self._sets[name].id.read(self._memory, space, out)
         except (OSError, RuntimeError) as error:
             if isinstance(error, OSError) and "filter" in str(error):
                 raise self._damaged("a chunk cannot be unpacked") from None

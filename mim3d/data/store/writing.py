@@ -76,10 +76,14 @@ class PreparedCase:
 
 
 def intensities(
-    voxels: NDArray[np.int16], scale: tuple[float, ...], offset: tuple[float, ...]
+    voxels: NDArray[np.int16],
+    scale: tuple[float, ...],
+    offset: tuple[float, ...],
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Stored int16 `c ...` as float32 intensities, the one way in training and prediction."""
-    values = voxels.astype(np.float32)
+    values = np.empty(voxels.shape, np.float32) if out is None else out
+    np.copyto(values, voxels)
     for channel, factor, start in zip(values, scale, offset, strict=True):
         if factor != 1.0:
             channel *= np.float32(factor)

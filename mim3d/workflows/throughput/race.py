@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from mim3d.workflows.throughput.clock import elapsed
 
 SHIPPED = "MONAI as shipped"
 TUNED = "MONAI tuned"
@@ -94,22 +95,14 @@ def race(job: Job, repeats: int, device: torch.device) -> list[Row]:
 
 
 def seconds(one: Contestant, repeat: int, device: torch.device) -> float:
-    """CPU time of the process, since others share the machine; on a GPU the time between events."""
+    """What the calls of one repeat take, by the common clock."""
     first = 1 + repeat * one.calls
-    if device.type != "cuda":
-        began = time.process_time()
+
+    def calls() -> None:
         for number in range(first, first + one.calls):
             one.call(number)
-        return time.process_time() - began
-    event: Any = torch.cuda.Event
-    start, stop = event(enable_timing=True), event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    for number in range(first, first + one.calls):
-        one.call(number)
-    stop.record()
-    torch.cuda.synchronize()
-    return float(start.elapsed_time(stop)) / 1e3
+
+    return elapsed(calls, device)
 
 
 def ratios(times: dict[str, list[float]], reference: str, name: str) -> list[float]:

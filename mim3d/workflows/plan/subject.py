@@ -1,0 +1,229 @@
+"""What is planned: from a config, and a store where one is named, to a task and its cohort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, cast
+
+from mim3d.config.plan import FinetunePlanConfig, PlanConfig, PretrainPlanConfig
+from mim3d.config.sections import EncoderConfig, MaskedConfig, OptimConfig, TrainingConfig, Triple
+from mim3d.data.regions import region_scheme
+from mim3d.data.store import Store, open_store
+from mim3d.foundation.errors import ConfigError
+from mim3d.models.presets import completed
+from mim3d.models.unetr import UNETR
+from mim3d.models.vit import VolumeViT
+from mim3d.objectives.base import Task
+from mim3d.objectives.registry import PRETEXT_TASKS
+from mim3d.objectives.segmentation import Segmentation
+from mim3d.tokens.grid import TokenGrid
+from mim3d.tokens.masking import count
+from mim3d.workflows.loading import encoder_of
+from mim3d.workflows.plan.arithmetic import Cohort
+
+AnyPlanConfig = PretrainPlanConfig | FinetunePlanConfig
+VOLUMES, CLASSES = 1000, 14
+"""Where neither a store nor the plan says more: a middling cohort, the organs of BTCV."""
+
+
+class Builder(Protocol):
+    """Makes a task, and knows how to make it with another encoder."""
+
+    def __call__(self) -> Task:
+        """A fresh task."""
+
+    def with_encoder(self, encoder: EncoderConfig) -> Builder:
+        """The same with another encoder."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A training that is to be planned.
+
+    Args:
+        verb: `pretrain` or `finetune`.
+        build: makes the task.
+        encoder: its config, complete.
+        crop_size: voxels.
+        tokens: of a crop; `visible` to the encoder, `decoded` by the decoder, `all`.
+        cohort: what is read.
+        optim: the config's section.
+        training: the config's section.
+        is_resident: whether volumes stay in memory.
+        window_cases: volumes that crops are drawn from at a time, over all devices; None is all.
+        crops_per_visit: drawn from a volume that was read once; None without a window.
+        assumptions: what nobody said.
+    """
+
+    verb: Literal["pretrain", "finetune"]
+    build: Builder
+    encoder: EncoderConfig
+    crop_size: Triple
+    tokens: dict[str, int]
+    cohort: Cohort
+    optim: OptimConfig
+    training: TrainingConfig
+    is_resident: bool
+    window_cases: int | None
+    crops_per_visit: int | None
+    assumptions: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Of a volume."""
+        return self.encoder.channels or 1
+
+
+def subject_of(config: AnyPlanConfig) -> Subject:
+    """Reads config and store.
+
+    Raises:
+        ConfigError: a number with which nothing can be planned.
+        UserError: the store or the initial run is not there, or something does not fit.
+    """
+    data, said = config.data, config.plan
+    _check(said)
+    store = open_store(data.store) if data.store is not None else None
+    assumptions: list[str] = []
+    encoder = _encoder(config, store)
+    if isinstance(config, PretrainPlanConfig):
+        verb: Literal["pretrain", "finetune"] = "pretrain"
+        build: Builder = _Pretext(encoder, config.objective)
+        tokens = _tokens(encoder, data.crop_size, config.objective)
+    else:
+        verb = "finetune"
+        values = _values(config, store, assumptions)
+        build = _Segmenter(config, encoder, values)
+        tokens = _tokens(encoder, data.crop_size, None)
+    return Subject(
+        verb=verb,
+        build=build,
+        encoder=encoder,
+        crop_size=data.crop_size,
+        tokens=tokens,
+        cohort=Cohort(
+            volumes=_volumes(said.volumes, store, assumptions),
+            volume_shape=_shape(store) or said.volume_shape,
+            channels=encoder.channels or 1,
+            crop_size=data.crop_size,
+            origin_grid=_triple(data.origin_grid),
+            compression=said.compression,
+        ),
+        optim=config.optim,
+        training=config.training,
+        is_resident=data.feed == "resident",
+        window_cases=data.window_cases,
+        crops_per_visit=data.max_crops_per_visit,
+        assumptions=tuple(assumptions),
+    )
+
+
+def _check(said: PlanConfig) -> None:
+    numbers = {
+        "devices": said.devices,
+        "devices_per_node": said.devices_per_node,
+        "volumes": said.volumes,
+        "epochs": said.epochs,
+        "disk_mb_s": said.disk_mb_s,
+        "compression": said.compression,
+        "resident_gb": said.resident_gb,
+        "classes": said.classes,
+    }
+    for name, value in numbers.items():
+        if value is not None and value <= 0:
+            raise ConfigError(f"`plan.{name}` is {value}, expected more than 0", code="range")
+
+
+class _Pretext:
+    """Makes the pretext task."""
+
+    def __init__(self, encoder: EncoderConfig, objective: MaskedConfig) -> None:
+        self.encoder, self.objective = encoder, objective
+
+    def with_encoder(self, encoder: EncoderConfig) -> _Pretext:
+        return _Pretext(encoder, self.objective)
+
+    def __call__(self) -> Task:
+        return PRETEXT_TASKS[self.objective.name](VolumeViT(self.encoder), self.objective)
+
+
+class _Segmenter:
+    """Makes the supervised task."""
+
+    def __init__(
+        self, config: FinetunePlanConfig, encoder: EncoderConfig, values: Sequence[int]
+    ) -> None:
+        self.config, self.encoder, self.values = config, encoder, values
+
+    def with_encoder(self, encoder: EncoderConfig) -> _Segmenter:
+        return _Segmenter(self.config, encoder, self.values)
+
+    def __call__(self) -> Task:
+        objective = self.config.objective
+        scheme = None if objective.regions is None else region_scheme(objective.regions)
+        outputs = len(self.values) if scheme is None else scheme.count
+        network = UNETR(VolumeViT(self.encoder), outputs, self.config.decoder)
+        return Segmentation(
+            network, objective, len(self.values), regions=scheme, values=self.values
+        )
+
+
+def _encoder(config: AnyPlanConfig, store: Store | None) -> EncoderConfig:
+    encoder = config.encoder
+    if isinstance(config, FinetunePlanConfig) and config.init not in (None, "none"):
+        found = encoder_of(str(config.init), config.init_checkpoint)
+        encoder = replace(found, checkpointing=encoder.checkpointing, drop_path=encoder.drop_path)
+    spacing = (1.0, 1.0, 1.0) if store is None else store.median_spacing_mm
+    channels = 1 if store is None else store.channels
+    return completed(
+        encoder, channels=channels, crop_size=config.data.crop_size, spacing_mm=spacing
+    )
+
+
+def _tokens(encoder: EncoderConfig, crop: Triple, objective: MaskedConfig | None) -> dict[str, int]:
+    n = TokenGrid.over(crop, encoder.patch).n
+    if objective is None:
+        return {"all": n, "visible": n, "decoded": n}
+    masked = count(objective.mask_ratio, n, objective.rounding)
+    decoded = count(objective.decode_fraction, masked)
+    if objective.visible_weight > 0:
+        decoded += n - masked
+    return {"all": n, "visible": n if objective.name == "simmim" else n - masked,
+            "decoded": decoded}  # fmt: skip
+
+
+def _values(
+    config: FinetunePlanConfig, store: Store | None, assumptions: list[str]
+) -> tuple[int, ...]:
+    """The label value of every class."""
+    if config.plan.classes is not None:
+        return tuple(range(config.plan.classes))
+    if store is not None and store.classes is not None:
+        return tuple(store.classes.values)
+    if config.objective.regions is not None:
+        scheme = region_scheme(config.objective.regions)
+        return tuple(sorted({0, *(v for values in scheme.regions.values() for v in values)}))
+    assumptions.append(f"{CLASSES} classes (`--plan.classes` or a store says)")
+    return tuple(range(CLASSES))
+
+
+def _volumes(said: int | None, store: Store | None, assumptions: list[str]) -> int:
+    if said is not None:
+        return said
+    if store is not None:
+        return len(store.ids("training"))
+    assumptions.append(f"{VOLUMES:,} volumes (`--plan.volumes` or a store says)")
+    return VOLUMES
+
+
+def _shape(store: Store | None) -> Triple | None:
+    """The median volume of a store."""
+    if store is None:
+        return None
+    median = store.fingerprint["stored"]["shape"]["median"]
+    return cast(Triple, tuple(round(side) for side in median))
+
+
+def _triple(grid: Any) -> Triple | None:
+    return (grid,) * 3 if isinstance(grid, int) else grid

@@ -1,0 +1,247 @@
+"""The plan of a training, from config to table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mim3d.cli.main import main
+from mim3d.config.plan import FinetunePlanConfig, PlanConfig, PretrainPlanConfig
+from mim3d.config.reading import read_config
+from mim3d.config.sections import (
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    MaskedConfig,
+    OptimConfig,
+    SegmentationConfig,
+    TrainingConfig,
+)
+from mim3d.config.verbs import PrepareConfig
+from mim3d.data.files import write_label, write_volume
+from mim3d.data.phantom import PhantomRule, make_volume
+from mim3d.data.volume import Volume
+from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.reporting import Silent
+from mim3d.workflows.plan import plan as room
+from mim3d.workflows.plan.machines import Hardware
+from mim3d.workflows.plan.plan import plan
+from mim3d.workflows.prepare import prepare
+
+TINY = EncoderConfig(width=24, depth=4, heads=2, patch=(4, 8, 4))
+DATA = DataConfig(crop_size=(16, 32, 24))
+MASKED = PretrainPlanConfig(
+    data=DATA,
+    encoder=TINY,
+    objective=MaskedConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
+    optim=OptimConfig(ema=0.9),
+    training=TrainingConfig(batch_size=16),
+    plan=PlanConfig(gpu="h200", volumes=10, volume_shape=(64, 64, 48)),
+)
+
+
+def facts(config: PretrainPlanConfig | FinetunePlanConfig = MASKED, **said: Any) -> dict[str, Any]:
+    return plan(replace(config, plan=replace(config.plan, **said)), reporter=Silent()).facts
+
+
+def test_parameters_tokens_and_checkpoint_are_those_of_the_real_modules() -> None:
+    found = facts()
+
+    task = room.subject_of(MASKED).build()
+    total = sum(p.numel() for p in task.parameters())
+    assert found["parameters"]["total"] == total
+    assert found["parameters"]["encoder"] == sum(p.numel() for p in task.encoder.parameters())
+    # Grid 4 x 4 x 6; a quarter is visible.
+    assert found["tokens"] == {"all": 96, "visible": 24, "decoded": 72}
+    assert found["checkpoint_mb"] == 4 * 5 * total / 1e6
+    assert found["batch"] == {"global": 16, "micro": 16, "accumulation": 1}
+
+
+def test_steps_follow_from_passes_over_the_cohort() -> None:
+    """10 volumes of 64 x 64 x 48 hold 160 crops of 16 x 32 x 24: 10 steps of 16 a pass."""
+    found = facts(epochs=2.5)
+
+    assert found["time"]["steps"] == 25
+    assert found["time"]["hours"] == pytest.approx(25 * found["time"]["step_seconds"] / 3600)
+    assert facts()["time"]["epochs"] == pytest.approx(MASKED.training.steps / 10)
+
+
+def test_a_batch_that_does_not_divide_is_refused_as_training_refuses_it() -> None:
+    with pytest.raises(ConfigError, match="does not divide into 3 devices"):
+        facts(devices=3)
+
+
+@pytest.mark.parametrize("name", ["devices", "volumes", "epochs", "disk_mb_s", "resident_gb"])
+def test_numbers_with_which_nothing_can_be_planned_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"`plan.{name}` is 0"):
+        facts(**{name: 0})
+
+
+def test_a_step_that_does_not_fit_comes_with_a_change_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = facts()["memory"]["needed_gb"]
+    small = Hardware("small", "made up", 1e12, 1e12, 1e11, 0.8 * needed * 1e9)
+    monkeypatch.setitem(room.GPUS, "h200", small)
+
+    (warning,) = facts()["warnings"]
+
+    assert "a step needs" in warning
+    assert "--training.accumulation" in warning
+    accumulation = int(warning.split("accumulation ")[1].split("`")[0])
+    training = replace(MASKED.training, accumulation=accumulation)
+    assert facts(replace(MASKED, training=training))["memory"]["fits"]
+
+
+def test_a_slow_disk_is_the_bound_and_is_told() -> None:
+    slow = facts(disk_mb_s=0.001)
+
+    assert slow["time"]["is_bound_by_feed"]
+    assert slow["time"]["step_seconds"] == pytest.approx(slow["feed"]["feed_seconds"])
+    assert any("the disk delivers" in warning for warning in slow["warnings"])
+    assert not facts(disk_mb_s=1e6)["time"]["is_bound_by_feed"]
+
+
+def test_a_cohort_beyond_memory_comes_with_a_window_that_fits() -> None:
+    resident = replace(MASKED, data=replace(DATA, feed="resident"))
+    # 4 volumes of 64 x 64 x 48 int16 and a bit; two devices.
+    room = 4.5 * 64 * 64 * 48 * 2 / 1e9
+
+    (warning,) = facts(resident, resident_gb=room, volumes=100, devices=2, disk_mb_s=1)["warnings"]
+
+    assert "--data.window_cases 8 --data.max_crops_per_visit" in warning
+    visit = int(warning.split("max_crops_per_visit ")[1].split("`")[0])
+    window = replace(resident.data, window_cases=8, max_crops_per_visit=visit)
+    bounded = facts(replace(resident, data=window), volumes=100, devices=2, disk_mb_s=1)
+    assert bounded["warnings"] == []
+    assert bounded["feed"]["residence"]["volumes"] == 4
+    assert bounded["feed"]["feed_seconds"] <= bounded["time"]["compute_seconds"]
+    fewer = replace(resident.data, window_cases=8, max_crops_per_visit=visit // 2)
+    waiting = facts(replace(resident, data=fewer), volumes=100, devices=2, disk_mb_s=1)
+    assert waiting["time"]["is_bound_by_feed"]
+
+
+def test_fsdp_needs_less_memory_than_ddp() -> None:
+    base = replace(MASKED, encoder=EncoderConfig(preset="base", depth=6, patch=(8, 8, 8)))
+    sharded = replace(base, training=TrainingConfig(batch_size=16, strategy="fsdp"))
+
+    ddp, fsdp = (facts(config, devices=8) for config in (base, sharded))
+
+    assert fsdp["memory"]["needed_gb"] < 0.7 * ddp["memory"]["needed_gb"]
+    assert (ddp["machine"]["strategy"], fsdp["machine"]["strategy"]) == ("ddp", "fsdp")
+
+
+@pytest.mark.parametrize("regions", [None, "brats2021"])
+@pytest.mark.parametrize("decoder", ["unetr", "half", "hybrid", "light"])
+def test_every_decoder_is_planned(decoder: Any, regions: str | None) -> None:
+    config = FinetunePlanConfig(
+        data=DATA,
+        encoder=TINY,
+        decoder=DecoderConfig(name=decoder),
+        objective=SegmentationConfig(regions=regions),
+        training=TrainingConfig(batch_size=2),
+        plan=PlanConfig(gpu="a100"),
+    )
+
+    found = facts(config)
+
+    assert found["flop"]["gflop_per_crop"] > 0
+    assert found["parameters"]["decoder"] > 0
+    assert found["tokens"]["visible"] == found["tokens"]["all"] == 96
+    has_default_classes = any("14 classes" in line for line in found["assumptions"])
+    assert has_default_classes == (regions is None)
+
+
+def test_on_this_machine_a_real_step_corrects_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Hardware("here", "by hand", 1e9, 1e9, 1e9, 64e9)
+    monkeypatch.setattr(room, "this_machine", lambda: here)
+
+    found = facts(gpu="cpu")
+    blind = facts(gpu="cpu", measure=False)
+
+    measured = found["time"]["measured"]
+    assert measured["seconds"] > 0
+    assert found["time"]["correction"] == pytest.approx(
+        found["time"]["compute_seconds"] / blind["time"]["compute_seconds"]
+    )
+    if measured["crops"] == 16:
+        assert found["time"]["compute_seconds"] == pytest.approx(measured["seconds"])
+    assert blind["time"]["measured"] is None
+    assert blind["time"]["correction"] == 1.0
+
+
+def test_the_table_can_be_pasted_and_the_file_holds_the_same(tmp_path: Path) -> None:
+    result = plan(MASKED, out=str(tmp_path / "plan.json"), reporter=Silent())
+
+    lines = result.text.splitlines()
+    assert lines[0].startswith("| what")
+    assert all(line.count("|") == 3 for line in lines if line.startswith("|"))
+    assert len({line.index("|", 2) for line in lines if line.startswith("|")}) == 1
+    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(json.dumps(result.facts))
+    assert result.files == (tmp_path / "plan.json",)
+
+
+def test_a_store_says_channels_classes_volumes_and_their_shape(tmp_path: Path) -> None:
+    rule = PhantomRule(shape=(33, 28, 25), spacing_mm=(1.0, 1.5, 2.0), channels=2, organs=3)
+    pairs = []
+    for index in range(4):
+        voxels, labels = make_volume(0, index, rule)
+        grid = Volume.from_array(voxels, np.diag([*rule.spacing_mm, 1.0]))
+        image, label = (f"{part}/case_{index}.nii.gz" for part in ("imagesTr", "labelsTr"))
+        write_volume(tmp_path / "source" / image, voxels, grid)
+        write_label(tmp_path / "source" / label, labels.astype(np.uint8), grid)
+        pairs.append({"image": f"./{image}", "label": f"./{label}"})
+    content = {
+        "name": "phantom",
+        "labels": {str(i): name for i, name in enumerate(rule.class_names)},
+        "modality": {"0": "MRI", "1": "MRI"},
+        "training": pairs[:3],
+        "validation": pairs[3:],
+        "test": [],
+    }
+    (tmp_path / "source/dataset.json").write_text(json.dumps(content))
+    settings = {"prepare.workers": "0", "prepare.crop_to_body": "false"}
+    preparing = read_config(None, PrepareConfig, settings)
+    store = str(tmp_path / "store")
+    prepare(str(tmp_path / "source"), out=store, config=preparing, reporter=Silent())
+    config = FinetunePlanConfig(
+        data=replace(DATA, store=store),
+        encoder=TINY,
+        decoder=DecoderConfig(name="light", feature_size=4),
+        plan=PlanConfig(gpu="h200"),
+    )
+
+    found = facts(config)
+
+    assert found["feed"]["volumes"] == 3
+    assert found["feed"]["volume_shape"] == [33, 28, 25]
+    assert found["feed"]["cohort_gb"] == pytest.approx(3 * 33 * 28 * 25 * 2 * 2 / 1e9)
+    assert found["assumptions"] == []
+    task = room.subject_of(config).build()
+    assert task.encoder.channels == 2
+    assert task.decoder.out.out_channels == len(rule.class_names)
+
+
+def test_the_command_prints_the_plan_of_a_config_that_ships(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = main(["plan", "mimmed3d_mae_btcv", "--gpu", "a100", "--devices", "2", "--json"])
+
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert found["facts"]["machine"]["devices"] == 2
+    assert found["facts"]["verb"] == "pretrain"
+
+
+def test_a_plan_leaves_torchs_generator_and_attention_as_they_were() -> None:
+    before = torch.random.get_rng_state()
+
+    facts()
+
+    assert torch.equal(torch.random.get_rng_state(), before)
