@@ -18,7 +18,7 @@ from mim3d.models.presets import size_of
 from mim3d.tokens.embed import PatchEmbedding
 from mim3d.tokens.grid import TokenGrid, valid_box
 from mim3d.tokens.masking import TokenSplit
-from mim3d.tokens.patches import pad_to_patches, patchify
+from mim3d.tokens.patches import CutCrop, cut_crop
 from mim3d.tokens.positions import Positions, Rotation
 
 Spacing = Tensor | Sequence[float] | None
@@ -108,6 +108,7 @@ class VolumeViT(nn.Module):
         replaced: Replacement | None = None,
         taps: Sequence[int] = (),
         attention_maps: Sequence[int] = (),
+        cut: CutCrop | None = None,
     ) -> HiddenStates:
         """Hidden states of all tokens, or of the visible ones.
 
@@ -120,6 +121,7 @@ class VolumeViT(nn.Module):
             replaced: tokens that are exchanged before positions are added.
             taps: numbers of blocks passed (1 = after the first block, depth = the last).
             attention_maps: likewise, the blocks whose attention weights are returned.
+            cut: the same voxels as patches, where the caller has cut them already.
 
         Raises:
             ShapeError: voxels of another number of axes or channels, or taps out of range.
@@ -132,9 +134,9 @@ class VolumeViT(nn.Module):
 
         # From voxels to tokens.
         box = None if valid is None else valid_box(valid)
-        crop = pad_to_patches(voxels, valid, self.patch)
+        crop, patches = cut or cut_crop(voxels, valid, self.patch)
         index = None if split is None else split.visible
-        tokens = self.embedding(patchify(crop.voxels, self.patch), index)
+        tokens = self.embedding(patches, index)
         if replaced is not None:
             masked = replaced.masked[..., None]
             tokens = torch.where(masked, replaced.token.to(tokens.dtype), tokens)

@@ -6,7 +6,7 @@ Linear probe first, then fine-tuning, so that the features are not bent towards 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim3d.data.batch import IGNORE_INDEX, CropBatch
-from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.direct import DirectPath
 from mim3d.models.unetr import UNETR
 from mim3d.objectives.segmentation import Segmentation
@@ -25,6 +25,10 @@ RIDGE = 1e-3
 """Penalty as a share of the features' mean square sum: keeps what few crops do not tell at 0."""
 SCALES = tuple(2.0 ** (power / 2) for power in range(13))
 """Factors from predicted shares to logits, 1 to 64, of which the likeliest is taken."""
+
+
+FEWEST_TOKENS = 16
+"""Labelled tokens below which nothing is fitted."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def start_linearly(task: Segmentation, batches: Sequence[CropBatch]) -> LinearSt
 
     Raises:
         ConfigError: the network has no linear path.
+        UserError: hardly any token is labelled.
     """
     network = task.network
     if not isinstance(network, UNETR) or network.direct is None:
@@ -65,39 +70,70 @@ def start_linearly(task: Segmentation, batches: Sequence[CropBatch]) -> LinearSt
     path = network.direct
     was_training = network.training
     network.eval()
-    parts = [part for batch in batches for part in _fitted_on(task, network, path, batch)]
+    parts = [_fitted_on(task, network, path, batch) for batch in batches]
     network.train(was_training)
-    features = torch.cat([found for found, _ in parts]).double()
-    shares = torch.cat([truth for _, truth in parts]).double()
+    count = sum(len(found) for found, _ in parts)
+    if count < FEWEST_TOKENS:
+        raise UserError(
+            f"a linear start needs {FEWEST_TOKENS} tokens with labels in every cell, {count} were "
+            f"found in {sum(len(batch.case_ids) for batch in batches)} crops",
+            remedy="use `--decoder.direct random`, or place crops on labels with "
+            "`--data.placement label`",
+            code="linear-start",
+        )
 
-    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
-    x, centre = (features - mean) / deviation, shares.mean(0)
-    penalty = RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weight = torch.linalg.solve(x.T @ x + penalty, x.T @ (shares - centre))
-    guess = x @ weight + centre
+    # In float64, part by part: nothing but features and shares is held for all crops.
+    mean = _total(found.double().sum(0) for found, _ in parts) / count
+    variance = _total((found.double() - mean).square().sum(0) for found, _ in parts) / count
+    deviation = variance.sqrt().clamp_min(1e-6)
+    centre = _total(shares.double().sum(0) for _, shares in parts) / count
+
+    def standardised(found: Tensor) -> Tensor:
+        return (found.double() - mean) / deviation
+
+    square = _total(standardised(found).T @ standardised(found) for found, _ in parts)
+    cross = _total(
+        standardised(found).T @ (shares.double() - centre) for found, shares in parts
+    )  # fmt: skip
+    penalty = RIDGE * count * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    weight = torch.linalg.solve(square + penalty, cross)
 
     # Shares become logits: from their middle, so that 0 is undecided where classes overlap.
-    middle = 0.5 if task.members is not None or path.outputs == 1 else 0.0
-    entropies = [_entropy(task, path, scale * (guess - middle), shares) for scale in SCALES]
-    best = min(range(len(SCALES)), key=entropies.__getitem__)
-    scale = SCALES[best]
-    folded = weight / deviation[:, None]
+    is_each = task.members is not None or path.outputs == 1
+    middle = 0.5 if is_each else 0.0
+    entropies = torch.zeros(len(SCALES), dtype=torch.float64)
+    for found, shares in parts:
+        guess = standardised(found) @ weight + centre - middle
+        entropies += torch.stack(
+            [_entropy(path, scale * guess, shares, is_each=is_each) for scale in SCALES]
+        )
+    best = int(entropies.argmin())
+    scale, folded = SCALES[best], weight / deviation[:, None]
     path.linear.weight.copy_((scale * folded).T)
     path.linear.bias.copy_(scale * (centre - mean @ folded - middle))
     _silence(network.decoder)
-    overall = centre.expand_as(shares)
-    log_shares = overall.clamp_min(1e-6).log() if not middle else overall.logit(1e-6)
+    chance = centre.logit(1e-6) if is_each else centre.clamp_min(1e-6).log()
+    cells = count * len(centre) / path.outputs
     return LinearStart(
         sum(len(batch.case_ids) for batch in batches),
-        len(x),
-        entropies[best],
-        _entropy(task, path, log_shares, shares),
+        count,
+        float(entropies[best]) / cells,
+        sum(
+            float(_entropy(path, chance.expand_as(shares), shares, is_each=is_each))
+            for _, shares in parts
+        )
+        / cells,
     )
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    first, *others = terms
+    return sum(others, start=first)
 
 
 def _fitted_on(
     task: Segmentation, network: UNETR, path: DirectPath, batch: CropBatch
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> tuple[Tensor, Tensor]:
     """Features `n d` and shares of the classes `n (k c)` of tokens with labelled voxels."""
     assert batch.labels is not None
     states, voxels = network.encoded(batch.voxels, batch.spacing_mm, batch.valid)
@@ -110,7 +146,7 @@ def _fitted_on(
     if task.members is not None:
         shares = torch.einsum("b n c k, r k -> b n c r", shares, task.members.to(shares.dtype))
     outputs = shares.transpose(2, 3).flatten(2)  # classes slowest, as the path's
-    yield path.features(states)[known].float(), outputs[known]
+    return path.features(states)[known].float(), outputs[known]
 
 
 def cell_shares(
@@ -139,13 +175,14 @@ def cell_shares(
     return counts / total.clamp_min(1), (total[..., 0] > 0).all(-1)
 
 
-def _entropy(task: Segmentation, path: DirectPath, logits: Tensor, shares: Tensor) -> float:
-    """Mean cross-entropy of a cell, in nats."""
+def _entropy(path: DirectPath, logits: Tensor, shares: Tensor, *, is_each: bool) -> Tensor:
+    """Sum of the cells' cross-entropies in nats (of each output by itself: their mean), scalar."""
     k = path.outputs
-    logits, shares = logits.reshape(len(logits), k, -1), shares.reshape(len(shares), k, -1)
-    if task.members is not None or k == 1:
-        return float(F.binary_cross_entropy_with_logits(logits, shares))
-    return float(-(logits.log_softmax(1) * shares).sum(1).mean())
+    logits = logits.reshape(len(logits), k, -1)
+    truth = shares.reshape(len(shares), k, -1).to(logits.dtype)
+    if is_each:
+        return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / k
+    return -(logits.log_softmax(1) * truth).sum()
 
 
 def _silence(decoder: nn.Module) -> None:

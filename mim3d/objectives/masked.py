@@ -31,7 +31,7 @@ from mim3d.tokens.masking import (
     sampled,
     split_tokens,
 )
-from mim3d.tokens.patches import PaddedCrop, pad_to_patches, patchify
+from mim3d.tokens.patches import CutCrop, PaddedCrop, cut_crop, patchify
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Question:
     """What one step asks: which tokens of which crops are to be predicted, and what is true there.
 
     Args:
+        cut: the crops as patches.
         split: the partition of the tokens.
         index: `b q`, the tokens that are predicted: the masked or a part of them, behind the
             visible if these count.
@@ -47,6 +48,7 @@ class Question:
         weights: `b q p` or broadcast to it, what each voxel counts; None is all alike.
     """
 
+    cut: CutCrop
     split: TokenSplit
     index: Tensor
     real: Tensor | None
@@ -87,24 +89,24 @@ class Masked(Task):
             batch: crops; labels are not looked at.
             moment: the keys of the masks follow from it and from the crops' ids.
         """
-        crop = pad_to_patches(batch.voxels, batch.valid, self.encoder.patch)
-        split = self._split(crop, moment.keys(batch, "mask"))
-        question = self._ask(batch, crop, split, self._asked(split, batch, moment))
+        cut = cut_crop(batch.voxels, batch.valid, self.encoder.patch)
+        split = self._split(cut.crop, moment.keys(batch, "mask"))
+        question = self._ask(batch, cut, split, self._asked(split, batch, moment))
         predicted = self.predict(batch, question)
         truth, kind = question.target.values, self.config.loss
         loss = weighted_mean(voxel_error(predicted, truth, kind), question.weights)
         logs = {
             "loss": loss.detach(),
             "mean_predictor": mean_predictor(truth, question.weights, kind),
-            "masked_share": _masked_share(split, crop),
+            "masked_share": _masked_share(split, cut.crop),
         }
         if not moment.wants_pictures:
             return Outcome(loss, logs)
         if self.config.decode_fraction < 1:
-            question = self._ask(batch, crop, split, split.hidden)
+            question = self._ask(batch, cut, split, split.hidden)
             with torch.no_grad():
                 predicted = self.predict(batch, question)
-        return Outcome(loss, logs, self._pictures(batch, crop, question, predicted.detach()))
+        return Outcome(loss, logs, self._pictures(batch, question, predicted.detach()))
 
     def _split(self, crop: PaddedCrop, keys: Tensor) -> TokenSplit:
         valid, ratio, rounding = crop.token_valid, self.config.mask_ratio, self.config.rounding
@@ -123,10 +125,8 @@ class Masked(Task):
         chance = noise(moment.keys(batch, "decode"), split.masked.shape[1])
         return sampled(split.hidden, chance, self.config.decode_fraction)
 
-    def _ask(
-        self, batch: CropBatch, crop: PaddedCrop, split: TokenSplit, asked: Picked
-    ) -> Question:
-        config, channels = self.config, self.encoder.channels
+    def _ask(self, batch: CropBatch, cut: CutCrop, split: TokenSplit, asked: Picked) -> Question:
+        config, channels, crop = self.config, self.encoder.channels, cut.crop
         counts = None
         if config.visible_weight > 0:
             asked = joined(split.seen, asked)
@@ -146,13 +146,14 @@ class Masked(Task):
             factors.append(torch.where(is_air, config.air_weight, 1.0))
         weights = math.prod(factors[1:], start=factors[0]) if factors else None
 
-        patches = gather(patchify(crop.voxels, crop.grid.patch), index)
-        return Question(split, index, real, patch_target(patches, config.target, inside), weights)
+        target = patch_target(gather(cut.patches, index), config.target, inside)
+        return Question(cut, split, index, real, target, weights)
 
     def _pictures(
-        self, batch: CropBatch, crop: PaddedCrop, question: Question, predicted: Tensor
+        self, batch: CropBatch, question: Question, predicted: Tensor
     ) -> dict[str, Tensor]:
-        index, n = question.index, crop.grid.n
+        crop, index = question.cut.crop, question.index
+        n = crop.grid.n
         if question.real is not None:
             index = torch.where(question.real, index, n)
         voxels = question.target.to_voxels(predicted.float())
@@ -190,7 +191,12 @@ class MaskedAutoencoder(Masked):
         """Patches decoded from the visible tokens' states, `b q p`."""
         split = question.split
         states = self.encoder(
-            batch.voxels, batch.spacing_mm, valid=batch.valid, split=split, taps=self._taps
+            batch.voxels,
+            batch.spacing_mm,
+            valid=batch.valid,
+            split=split,
+            taps=self._taps,
+            cut=question.cut,
         )
         patches: Tensor = self.decoder(states, self._last(states), split, question.index)
         return patches
@@ -216,10 +222,14 @@ class SimMIM(Masked):
 
     def predict(self, batch: CropBatch, question: Question) -> Tensor:
         """Patches read off the states, `b q p`."""
-        grid = TokenGrid.over(batch.voxels.shape[2:], self.encoder.patch)  # type: ignore[arg-type]
-        replaced = Replacement(is_masked(question.split, grid.n), self.mask_token)
+        hidden = is_masked(question.split, question.cut.crop.grid.n)
         states = self.encoder(
-            batch.voxels, batch.spacing_mm, valid=batch.valid, replaced=replaced, taps=self._taps
+            batch.voxels,
+            batch.spacing_mm,
+            valid=batch.valid,
+            replaced=Replacement(hidden, self.mask_token),
+            taps=self._taps,
+            cut=question.cut,
         )
         patches: Tensor = self.head(gather(self._last(states), question.index))
         return patches

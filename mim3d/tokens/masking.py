@@ -292,7 +292,7 @@ def sampled(tokens: Picked, chance: Tensor, fraction: float) -> Picked:
     wanted = [max(count(fraction, n), min(n, 1)) for n in real.sum(dim=1).tolist()]
     order = chance.masked_fill(~real, -1.0).topk(max(wanted), dim=1).indices
     places = torch.arange(order.shape[1], device=order.device)
-    kept = places < torch.tensor(wanted, device=order.device)[:, None]
+    kept = places < torch.tensor(wanted).to(order.device, non_blocking=True)[:, None]
     return Picked(torch.where(kept, index.gather(1, order), 0), kept)
 
 

@@ -71,6 +71,20 @@ class PaddedCrop(NamedTuple):
     grid: TokenGrid
 
 
+class CutCrop(NamedTuple):
+    """Crops of whole patches, and those patches."""
+
+    crop: PaddedCrop
+    patches: Tensor
+    """`b n p`."""
+
+
+def cut_crop(voxels: Tensor, valid: Tensor | None, patch: Triple) -> CutCrop:
+    """Crops as patches; arguments and errors as `pad_to_patches`'s."""
+    crop = pad_to_patches(voxels, valid, patch)
+    return CutCrop(crop, patchify(crop.voxels, patch))
+
+
 def pad_to_patches(voxels: Tensor, valid: Tensor | None, patch: Triple) -> PaddedCrop:
     """Pads crops at the far end to whole patches and blanks all that is not valid.
 

@@ -11,7 +11,7 @@ import torch
 from mim3d.config.sections import DecoderConfig, EncoderConfig, SegmentationConfig
 from mim3d.data.batch import IGNORE_INDEX, CropBatch
 from mim3d.data.regions import SCHEMES
-from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.linear_start import RIDGE, cell_shares, start_linearly
@@ -79,7 +79,6 @@ def test_the_map_is_ridge_regression_on_standardised_features() -> None:
 
     states, _ = made.network.encoded(crops.voxels, crops.spacing_mm, None)
     features = path.features(states).detach().flatten(0, 1).double().numpy()
-    x = (features - features.mean(0)) / features.std(0, ddof=1)
     shares = np.zeros((2, 48, 3, 8))
     for sample in range(2):
         labels = np.full((12, 16, 8), IGNORE_INDEX)
@@ -96,7 +95,7 @@ def test_the_map_is_ridge_regression_on_standardised_features() -> None:
     known = ~np.isnan(flat).any(1)
     y = flat[known]
     x = features[known]
-    x = (x - x.mean(0)) / x.std(0, ddof=1)
+    x = (x - x.mean(0)) / x.std(0)
     weight = np.linalg.solve(x.T @ x + RIDGE * len(x) * np.eye(24), x.T @ (y - y.mean(0)))
     guess = x @ weight + y.mean(0)
     mapped = path.linear(path.features(states)).detach().flatten(0, 1).double().numpy()[known]
@@ -177,3 +176,14 @@ def test_modes_are_left_as_they_were_and_padding_changes_nothing() -> None:
 
     assert one.network.training
     torch.testing.assert_close(one.network.direct.linear.weight, other.network.direct.linear.weight)
+
+
+def test_where_hardly_anything_is_labelled_it_is_refused() -> None:
+    crops = batch()
+    crops.labels[:] = IGNORE_INDEX
+    made = task()
+
+    with pytest.raises(UserError, match="0 were found"):
+        start_linearly(made, [crops])
+
+    assert made.network.direct.linear.weight.isfinite().all()

@@ -17,7 +17,7 @@ from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome
 from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM, mean_predictor
 from mim3d.tokens.masking import is_masked, split_tokens
-from mim3d.tokens.patches import pad_to_patches, patchify
+from mim3d.tokens.patches import cut_crop, pad_to_patches, patchify
 
 ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 2), channels=2)
 SMALL = MaskedConfig(decoder_width=12, decoder_depth=1, decoder_heads=2)
@@ -282,9 +282,8 @@ def test_visible_tokens_count_with_their_weight(name: str) -> None:
     # The prediction at visible tokens is known from the same network: all weights are equal.
     split = both._split(pad_to_patches(crops.voxels, None, both.encoder.patch),
                         moment().keys(crops, "mask"))  # fmt: skip
-    question = both._ask(
-        crops, pad_to_patches(crops.voxels, None, both.encoder.patch), split, split.hidden
-    )
+    cut = cut_crop(crops.voxels, None, both.encoder.patch)
+    question = both._ask(crops, cut, split, split.hidden)
     error = (both.predict(crops, question) - question.target.values).square().mean(-1)
     visible, masked = error[:, :12], error[:, 12:]
     torch.testing.assert_close(masked.mean(), expected.loss)
@@ -317,7 +316,8 @@ def test_a_part_of_the_masked_tokens_is_asked_for_and_the_loss_is_theirs(padded:
         assert len(set(mine)) == len(mine)
         assert set(mine) <= set(split.masked[sample].tolist())
     # A mask token minds no other, so the loss is the mean over the chosen ones of every token's.
-    question = every._ask(crops, crop, split, split.hidden)
+    cut = cut_crop(crops.voxels, crops.valid, part.encoder.patch)
+    question = every._ask(crops, cut, split, split.hidden)
     error = (every.predict(crops, question) - question.target.values).square()
     weights = torch.ones_like(error) if question.weights is None else question.weights
     chosen = torch.zeros(2, 48)

@@ -47,7 +47,7 @@ def step(
 def our_step(
     name: str, task: Task, given: Sequence[CropBatch], equality: str, *, bf16: bool = True
 ) -> Contestant:
-    """A step as the training loop makes it: mask or loss by the task, autocast, fused AdamW."""
+    """A step: mask or loss by the task, autocast, fused AdamW; without the loop's guard and EMA."""
     optimiser = build_optimiser(trainable(task), OptimConfig(lr=RATE))
     update = step(lambda batch, n: task(batch, moment(n)).loss, optimiser, given, bf16=bf16)
     precision = "bf16" if bf16 else "fp32"
