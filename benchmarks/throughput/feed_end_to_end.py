@@ -95,7 +95,10 @@ def feed_of(
     """One feed of the cohort."""
     data = DataConfig(crop_size=(SIDE, SIDE, SIDE), workers=options.workers, **given)
     device = torch.device(options.device)
-    return make_feed(store, store.cases, data, change, BatchNeeds(), options.batch, 0, device)
+    return make_feed(
+        store, store.cases, data=data, augmentation=change, needs=BatchNeeds(),
+        batch_size=options.batch, seed=0, device=device,
+    )  # fmt: skip
 
 
 def stepper(options: argparse.Namespace) -> Callable[[CropBatch, int], None]:

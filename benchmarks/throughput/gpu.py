@@ -145,7 +145,7 @@ def _tried(section: Section, bench: Bench) -> dict[str, Any]:
         return {"skipped": f"{bench.left:.0f} s left of the budget"}
     try:
         return section.run(bench)
-    except (Exception, SystemExit):  # the others still count
+    except Exception:  # the others still count
         return {"error": traceback.format_exc()}
     finally:
         release(bench)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import finetune_step
 import torch
 from pretrain_step import masked_job
 
@@ -28,14 +29,19 @@ from mim3d.workflows.throughput.monai import Preset
 from mim3d.workflows.throughput.race import SHIPPED, seconds
 from mim3d.workflows.throughput.table import spread
 
-JOBS: dict[str, tuple[Preset, int, int, int]] = {
+MASKED: dict[str, tuple[Preset, int, int, int]] = {
     "small/16": ("small", 16, 8, 384),
     "base/16": ("base", 16, 8, 384),
     "small/8": ("small", 8, 2, 384),
     "tiny/8": ("tiny", 8, 4, 192),
 }
-"""Encoder, patch, crops of a batch, width of the full decoder."""
-SIDES = (SHIPPED, "mim3d, full", "mim3d, quarter", "mim3d, light")
+"""MAE: encoder, patch, crops of a batch, width of the full decoder."""
+FINETUNE = "unetr base/16"
+JOBS = (*MASKED, FINETUNE)
+SIDES = {
+    **dict.fromkeys(MASKED, (SHIPPED, "mim3d, full", "mim3d, quarter", "mim3d, light")),
+    FINETUNE: (SHIPPED, "mim3d, `unetr`", "mim3d, `half`"),
+}
 """What the contestants' names begin with."""
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,8 +62,11 @@ def timed_alone(name: str, batch: int, side: str, repeats: int) -> list[float]:
 def alone(name: str, side: str, batch: int, repeats: int) -> None:
     """The child's part."""
     torch.set_num_threads(1)
-    preset, edge, count, width = JOBS[name]
-    job = masked_job(preset, edge, batch or count, width, torch.device("cpu"))
+    if name == FINETUNE:
+        (job,) = finetune_step.jobs(torch.device("cpu"))
+    else:
+        preset, edge, count, width = MASKED[name]
+        job = masked_job(preset, edge, batch or count, width, torch.device("cpu"))
     (one,) = (found for found in job.contestants if found.name.startswith(side))
     seconds(one, 0, torch.device("cpu"))
     print(json.dumps([1e3 * seconds(one, 1 + i, torch.device("cpu")) for i in range(repeats)]))
@@ -83,12 +92,13 @@ def main() -> None:
     rows = []
     print("| job | side | ms | U |\n|---|---|---:|---:|", flush=True)
     for name in options.jobs:
-        times: dict[str, list[float]] = {side: [] for side in SIDES}
+        sides = SIDES[name]
+        times: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(options.rounds):
-            for side in SIDES if number % 2 == 0 else reversed(SIDES):
+            for side in sides if number % 2 == 0 else reversed(sides):
                 times[side] += timed_alone(name, options.batch, side, options.repeats)
         reference = statistics.median(times[SHIPPED])
-        batch = options.batch or JOBS[name][2]
+        batch = 1 if name == FINETUNE else options.batch or MASKED[name][2]
         for side, found in times.items():
             u = reference / statistics.median(found)
             print(f"| {name}, batch {batch} | {side} | {spread(found)} | {u:.2f} |", flush=True)

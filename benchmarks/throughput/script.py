@@ -15,7 +15,7 @@ import torch
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.versions import versions
 from mim3d.workflows.throughput.machine import machine
-from mim3d.workflows.throughput.race import Job, race
+from mim3d.workflows.throughput.race import Disagreement, Job, race
 from mim3d.workflows.throughput.table import HEAD, lines, summary
 
 Jobs = Callable[[torch.device], Iterator[Job]]
@@ -31,7 +31,10 @@ def run(story: str | None, jobs: Jobs) -> None:
     """
     parser = parser_of(story)
     options = parser.parse_args()
-    measure({Path(sys.argv[0]).stem: jobs}, options)
+    try:
+        measure({Path(sys.argv[0]).stem: jobs}, options)
+    except Disagreement as error:
+        raise SystemExit(str(error)) from error
 
 
 def parser_of(story: str | None) -> argparse.ArgumentParser:

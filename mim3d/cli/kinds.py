@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mim3d.cli.line import Line, read_line
-from mim3d.cli.verbs import Verb
+from mim3d.cli.verbs import Call, Verb
 from mim3d.config.reading import load, read_config
 from mim3d.config.shipped import shipped_names
 from mim3d.config.tree import hints
 from mim3d.foundation.errors import ConfigError
 
+if TYPE_CHECKING:
+    from mim3d.workflows.result import Result
+
 
 def with_kind(name: str, verb: Verb, arguments: Sequence[str]) -> Verb:
     """The verb with the config class that `--verb` names, or that the config's settings belong to.
+
+    Where they fit several it is the first one's, and the result says so.
 
     Args:
         name: the verb as typed.
@@ -23,15 +29,26 @@ def with_kind(name: str, verb: Verb, arguments: Sequence[str]) -> Verb:
         arguments: what follows it.
 
     Raises:
-        ConfigError: the line cannot be read, or nothing says which.
+        ConfigError: the line cannot be read.
     """
     word = _said(arguments)
     if word is not None and word not in verb.kinds:
         known = " or ".join(f"`{kind}`" for kind in verb.kinds)
         raise ConfigError(f"`--verb {word}` is not one of {known}")
-    if word is None:
-        word = _found(name, verb, arguments)
-    return replace(verb, config=verb.kinds[word])
+    fitting = [word] if word is not None else _found(name, verb, arguments)
+    chosen = replace(verb, config=verb.kinds[fitting[0]])
+    return chosen if len(fitting) == 1 else _assuming(chosen, fitting)
+
+
+def _assuming(verb: Verb, fitting: Sequence[str]) -> Verb:
+    """The verb, whose result says what was taken and the word for another."""
+    others = " or ".join(f"`--verb {word}`" for word in fitting[1:])
+    assumed = f"a config of `{fitting[0]}` (for another add {others})"
+
+    def run(call: Call) -> Result:
+        return verb.run(replace(call, assumed=(*call.assumed, assumed)))
+
+    return replace(verb, run=run)
 
 
 def _said(arguments: Sequence[str]) -> str | None:
@@ -42,7 +59,8 @@ def _said(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _found(name: str, verb: Verb, arguments: Sequence[str]) -> str:
+def _found(name: str, verb: Verb, arguments: Sequence[str]) -> list[str]:
+    """The kinds that config and line may be of, the one that is taken first."""
     lines: dict[str, Line] = {}
     failure: ConfigError | None = None
     for word, kind in verb.kinds.items():
@@ -56,17 +74,11 @@ def _found(name: str, verb: Verb, arguments: Sequence[str]) -> str:
     first = next(iter(lines))
     source = next(iter(lines[first].words.get("CONFIG", [])), None)
     if source is None:
-        return first
+        return [first]
     fitting = [word for word in _fitting(source, verb) if word in lines] or list(lines)[:1]
     if len(fitting) > 1 and Path(source).parent.name in fitting:
-        return Path(source).parent.name
-    if len(fitting) > 1:
-        raise ConfigError(
-            f"`{source}` may be a config of {' and of '.join(f'`{word}`' for word in fitting)}",
-            remedy=f"add `--verb {fitting[0]}` or `--verb {fitting[-1]}`",
-            code="which-verb",
-        )
-    return fitting[0]
+        return [Path(source).parent.name]
+    return fitting
 
 
 def _fitting(source: str, verb: Verb) -> list[str]:

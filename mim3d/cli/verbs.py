@@ -41,6 +41,7 @@ class Call:
         out: what `--out` says.
         flags: the switches that were set: `overwrite`, `dry_run`, `json`.
         reporter: where messages go.
+        assumed: what was assumed to come to this config.
     """
 
     words: dict[str, list[str]]
@@ -50,6 +51,7 @@ class Call:
     out: str | None
     flags: frozenset[str]
     reporter: Reporter
+    assumed: tuple[str, ...] = ()
 
     def word(self, name: str) -> str:
         """A positional argument that must be there."""
@@ -167,7 +169,7 @@ def _info(call: Call) -> Result:
 def _plan(call: Call) -> Result:
     from mim3d.workflows.plan.plan import plan
 
-    return plan(call.config, out=call.out, reporter=call.reporter)
+    return plan(call.config, out=call.out, reporter=call.reporter, assumed=call.assumed)
 
 
 def _benchmark(call: Call) -> Result:

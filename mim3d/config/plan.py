@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from mim3d.config.sections import Triple
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
@@ -13,8 +12,9 @@ from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 class PlanConfig:
     """The machine and the cohort a training is planned for."""
 
-    gpu: Literal["cpu", "h200", "h100", "a100", "l40s", "rtx4090", "v100"] = "cpu"
-    """GPU that will train, or `cpu` for this machine, which is then measured."""
+    gpu: str = "cpu"
+    """GPU that will train, in small or capital letters, or `cpu` for this machine, which is then
+    measured. One of cpu, h200, h100, a100, l40s, rtx4090, v100."""
     devices: int = 1
     """Number of GPUs, or of processes on the CPU."""
     devices_per_node: int = 8
@@ -31,8 +31,7 @@ class PlanConfig:
     compression: float = 2.6
     """How many times smaller a store is than its int16 voxels."""
     resident_gb: float | None = None
-    """Memory for resident volumes, each device's; none takes what training leaves free, up to the
-    whole cohort."""
+    """GB for resident volumes, each device's; none takes what training leaves free there."""
     classes: int | None = None
     """Classes with background; none takes the store's, or 14 where no store is named."""
     measure: bool = True

@@ -59,16 +59,26 @@ class CropBatch:
     def to(self, device: torch.device | str) -> CropBatch:
         """The same batch on another device."""
 
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+        target = torch.device(device)
+
+        def there(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else moved(tensor, target)
 
         return replace(
             self,
-            voxels=self.voxels.to(device, non_blocking=True),
-            affine=self.affine.to(device, non_blocking=True),
-            labels=moved(self.labels),
-            valid=moved(self.valid),
-            targets=moved(self.targets),
-            present=moved(self.present),
-            air=moved(self.air),
+            voxels=moved(self.voxels, target),
+            affine=moved(self.affine, target),
+            labels=there(self.labels),
+            valid=there(self.valid),
+            targets=there(self.targets),
+            present=there(self.present),
+            air=there(self.air),
         )
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, without waiting for it; the same tensor where it is there already."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        # Only pinned memory is copied beside the host's work. Torch's pool keeps it until then.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from mim3d.config.sections import Triple
-from mim3d.data.batch import IGNORE_INDEX
+from mim3d.data.batch import IGNORE_INDEX, moved
 from mim3d.data.numbers import CropNumbers
 
 CHUNK_VOXELS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -318,7 +318,4 @@ def _wide(each: Tensor, dimensions: int) -> Tensor:
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """A small array on a device, without waiting for it."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    return moved(torch.from_numpy(array), device)

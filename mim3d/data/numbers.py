@@ -7,7 +7,7 @@ out on a device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from mim3d.config.sections import AugmentationConfig
 from mim3d.data import augment
 from mim3d.data.crops import FIXED_STEP, SamplingPlan, crop_to_volume
+from mim3d.data.workers import ALIGNMENT
 from mim3d.foundation.randomness import RandomStream
 
 
@@ -42,6 +43,12 @@ class CropNumbers:
     mirrored: Tensor
     intensity: Tensor
     noise_keys: Tensor
+
+
+def numbers_bytes(crops: int) -> int:
+    """What the numbers of so many crops need in a worker's slot, at most."""
+    words, flags = 2 + 1 + 16 + 16 + 5 + 1, 2  # of eight bytes, and of one
+    return crops * (8 * words + flags) + ALIGNMENT * len(fields(CropNumbers))
 
 
 def draw_numbers(

@@ -10,7 +10,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,12 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mim3d.data.batched import Volumes
+from mim3d.data.room import Room
 from mim3d.data.visits import Visit
 from mim3d.data.workers import shared_bytes
-from mim3d.foundation.errors import ResourceError
 
-AHEAD = 2
-"""Volumes that are read beyond those the next steps need."""
 SLAB_BYTES = 1 << 24
 """Voxels that are read at a time: a thread that reads holds up the others of its process."""
 
@@ -45,41 +42,6 @@ class Readable(Protocol):
 
     def close(self) -> None:
         """Closes what it is read from."""
-
-
-class Room:
-    """Places for volumes: of their own sizes where all stay, else equal and used again.
-
-    Args:
-        voxels: of each volume that ever comes, in one channel.
-        count: volumes at a time; None keeps every one.
-    """
-
-    def __init__(self, voxels: Sequence[int], count: int | None) -> None:
-        self.largest = max(voxels)
-        self.size = sum(voxels) if count is None else self.largest * count
-        self._is_reused = count is not None
-        self._left = len(voxels)
-        self._free = [self.largest * place for place in reversed(range(count or 0))]
-        self._next = 0
-
-    def take(self, voxels: int) -> int | None:
-        """Where the next volume begins, or None where there is no place."""
-        if self._is_reused:
-            return self._free.pop() if self._free else None
-        begin, self._next = self._next, self._next + voxels
-        self._left -= 1
-        return begin
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every volume came to stay."""
-        return not self._is_reused and self._left == 0
-
-    def give_back(self, begin: int) -> None:
-        """The volume there may be written over."""
-        if self._is_reused:
-            self._free.append(begin)
 
 
 class Residency:
@@ -114,6 +76,7 @@ class Residency:
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._is_closed = False
+        self._released = steps.start - 1
         self._thread: threading.Thread | None = None
         self._link = _Link(volumes)
         self.most_resident = 0
@@ -144,7 +107,8 @@ class Residency:
         if self._last_step is None:
             return
         with self._changed:
-            ended = [visit for visit in self._ready if self._last_step(visit) <= step]
+            self._released = step
+            ended = [visit for visit in self._ready if self._has_ended(visit)]
             if ended:
                 self._link.mark()
             for visit in ended:
@@ -168,12 +132,22 @@ class Residency:
                 if self._is_closed or self._room.is_full:
                     return
                 for visit in dict.fromkeys(self._needs(step)):
-                    if visit not in self._places and not self._bring(visit):
+                    if self._is_missing(visit) and not self._bring(visit):
                         return
         except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+
+    def _is_missing(self, visit: Visit) -> bool:
+        """Whether a visit has still to be read. One that has not cannot end before it is."""
+        with self._changed:
+            # The loop may be done with this step already, and with the visits that were read for
+            # it: read again, they would hold a place that the loop waits for.
+            return visit not in self._places and not self._has_ended(visit)
+
+    def _has_ended(self, visit: Visit) -> bool:
+        return self._last_step is not None and self._last_step(visit) <= self._released
 
     def _bring(self, visit: Visit) -> bool:
         """Reads one volume into a free place; False where this was closed meanwhile."""
@@ -275,55 +249,6 @@ def _cuda() -> Any:
     return torch.cuda
 
 
-def fitting(
-    voxels: Sequence[int],
-    need: int | None,
-    bytes_a_voxel: int,
-    free: int | None,
-    where: str,
-) -> Room:
-    """Room for the volumes, as many ahead of need as memory allows.
-
-    Args:
-        voxels: of every volume of the cohort, in one channel.
-        need: volumes that must be there at once; None is all, each once.
-        bytes_a_voxel: over channels and labels.
-        free: bytes of memory, None where unknown.
-        where: whose memory it is.
-
-    Raises:
-        ResourceError: not even those fit.
-    """
-    if need is None:
-        room = Room(voxels, None)
-    else:
-        room = Room(voxels, need + AHEAD)
-        if free is not None and room.size * bytes_a_voxel > free:
-            room = Room(voxels, need)
-    size = room.size * bytes_a_voxel
-    if free is not None and size > free:
-        many = len(voxels) if need is None else need
-        what = "" if need is None else " of the largest size, a window of the cohort,"
-        few = "`--data.window_cases` and `--data.max_crops_per_visit`"
-        raise ResourceError(
-            f"`data.feed resident` needs {size / 2**30:.1f} GiB for {many} volumes{what} and "
-            f"{free / 2**30:.1f} GiB of {where} are free",
-            remedy=f"draw from a window of fewer cases with {few}, or set `--data.feed store`, "
-            "which reads each crop from disk",
-            code="memory",
-        )
-    return room
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can be taken on a device, None where the system does not say."""
-    if device.type != "cuda":
-        return available_bytes()
-    free, _ = torch.cuda.mem_get_info(device)
-    # What torch keeps and does not use is free for us too.
-    return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
 def present_device(device: torch.device) -> torch.device:
     """The device with its number: threads of their own begin on the first one."""
     if device.type == "cuda" and device.index is None:
@@ -336,13 +261,3 @@ def flat_memory(count: int, device: torch.device, *, shared: bool) -> Tensor:
     if shared:
         return shared_bytes(count)
     return torch.empty(count, dtype=torch.uint8, device=device)
-
-
-def available_bytes() -> int | None:
-    """Memory that a process can take without swapping, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None

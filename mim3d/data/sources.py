@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mim3d.config.sections import DataConfig
 from mim3d.data.batched import VolumeFacts, Volumes
 from mim3d.data.intensity import Normalisation
-from mim3d.data.residency import available_bytes
+from mim3d.data.room import available_bytes, remedy
 from mim3d.data.store import Store, StoreCase
 from mim3d.data.store.writing import intensities
 from mim3d.foundation.errors import ConfigError, ResourceError
@@ -41,6 +41,7 @@ class CaseSource:
         self._voxels: NDArray[np.int16] | None = None
         self._labels: NDArray[np.uint8] | None = None
         self._centres: dict[int | None, NDArray[np.int64]] = {}
+        self._facts: VolumeFacts | None = None
 
     # What needs the file is read when it is asked for: many plans need the shape alone.
 
@@ -56,15 +57,16 @@ class CaseSource:
         known = [threshold for threshold in thresholds if threshold is not None]
         return np.array(known, np.float32) if len(known) == len(thresholds) else None
 
-    @cached_property
-    def facts(self) -> VolumeFacts:
-        """What a pass over a whole batch needs of this case."""
-        rows = (
-            (scale, offset, rule.low, rule.high, rule.shift, rule.width)
-            for scale, offset, rule in zip(*self._scaling, self._rules, strict=True)
-        )
-        rule = np.array(list(rows), np.float64).T
-        return VolumeFacts(self.case_id, self.shape[1:], self.affine, rule, self.air)
+    def read_facts(self) -> VolumeFacts:
+        """What a pass over a whole batch needs of this case; read once, then kept."""
+        if self._facts is None:
+            rows = (
+                (scale, offset, rule.low, rule.high, rule.shift, rule.width)
+                for scale, offset, rule in zip(*self._scaling, self._rules, strict=True)
+            )
+            rule = np.array(list(rows), np.float64).T
+            self._facts = VolumeFacts(self.case_id, self.shape[1:], self.affine, rule, self.air)
+        return self._facts
 
     @cached_property
     def _scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -122,7 +124,8 @@ class CaseSource:
         """Takes all voxels into memory, as they are stored, and closes the file."""
         x, y, z = self.shape[1:]
         self._voxels, self._labels = self._case.read((0, 0, 0), (x, y, z), labels=labels)
-        assert self.facts is not None  # read before the file is closed
+        # All that is asked of the file later is read before it is closed.
+        self.read_facts()
         self.body_voxels()
         for index in self._present:
             self.label_voxels(index)
@@ -138,7 +141,7 @@ class CaseSource:
         """The same case, its voxels from flat memory where they begin at `begin`."""
         channels, *space = self.shape
         count = math.prod(space)
-        assert self.facts is not None  # read once here, then known to every copy
+        self.read_facts()  # once here, then known to every copy
         same = copy.copy(self)
         voxels = volumes.voxels[begin * channels : (begin + count) * channels]
         same._voxels = voxels.view(self.shape).numpy()
@@ -194,13 +197,13 @@ class Sources:
     def fresh(self, case_id: str) -> CaseSource:
         """The case of an id for a thread that reads all of it; its facts are noted."""
         source = CaseSource(self._store.open(case_id), self._windows)
-        self._facts[case_id] = source.facts
+        self._facts[case_id] = source.read_facts()
         return source
 
     def facts(self, case_id: str) -> VolumeFacts:
         """What a pass over a batch needs of a case beside its voxels."""
         if case_id not in self._facts:
-            self._facts[case_id] = self.outline(case_id).facts
+            self._facts[case_id] = self.outline(case_id).read_facts()
         return self._facts[case_id]
 
     def _kept(self, case_id: str, *, verify: bool) -> CaseSource:
@@ -226,9 +229,7 @@ class Sources:
             raise ResourceError(
                 f"`data.feed resident` needs {need / 2**30:.1f} GiB for {len(missing)} volumes "
                 f"and {free / 2**30:.1f} GiB of memory are free",
-                remedy="draw from a window of fewer cases with `--data.window_cases` and "
-                "`--data.max_crops_per_visit`, or set `--data.feed store`, which reads each crop "
-                "from disk",
+                remedy=remedy(on_gpu=False),
                 code="memory",
             )
         for case_id in missing:

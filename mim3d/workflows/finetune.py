@@ -113,8 +113,8 @@ def finetune(
         feed = make_feed(
             store,
             cases,
-            config.data,
-            config.augmentation,
+            data=config.data,
+            augmentation=config.augmentation,
             needs=task.needs,
             batch_size=config.training.batch_size,
             seed=config.training.seed,

@@ -44,16 +44,14 @@ def test_where_both_fit_the_folder_or_the_user_decides(written: Path) -> None:
     assert kind(f"{written}/finetune/d.yaml") is FinetunePlanConfig
     assert kind(f"{written}/c.yaml --verb pretrain") is PretrainPlanConfig
     assert kind(f"{written}/c.yaml --verb=finetune") is FinetunePlanConfig
-    with pytest.raises(ConfigError, match="of `pretrain` and of `finetune`") as caught:
-        kind(f"{written}/c.yaml")
-    assert "--verb pretrain" in str(caught.value.remedy)
+    assert kind(f"{written}/c.yaml") is PretrainPlanConfig
 
 
-def test_a_name_that_ships_for_one_verb_is_found_and_for_both_asked_about() -> None:
+def test_a_name_that_ships_for_one_verb_is_found_and_for_both_assumed() -> None:
     assert kind("mimmed3d_mae_btcv") is PretrainPlanConfig
     assert kind("sarcoma_ct --verb finetune") is FinetunePlanConfig
-    with pytest.raises(ConfigError, match="`hippocampus` may be"):
-        kind("hippocampus")
+    assert kind("hippocampus") is PretrainPlanConfig
+    assert kind("hippocampus --verb finetune") is FinetunePlanConfig
 
 
 def test_an_unknown_verb_or_option_is_refused(written: Path) -> None:

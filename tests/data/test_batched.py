@@ -55,7 +55,15 @@ def store(tmp_path_factory):
 def feed_of(store, augmentation, labels=True, views=1, **data) -> Feed:
     config = DataConfig(**{"crop_size": SIZE, "overhang": (4, 4, 2), **data})
     needs = BatchNeeds(views=views, labels=labels)
-    return make_feed(store, store.cases, config, augmentation, needs, 6, 3)
+    return make_feed(
+        store,
+        store.cases,
+        data=config,
+        augmentation=augmentation,
+        needs=needs,
+        batch_size=6,
+        seed=3,
+    )
 
 
 def pairs(store, augmentation, steps=5, **kwargs) -> list[tuple[CropBatch, CropBatch]]:

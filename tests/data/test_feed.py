@@ -40,7 +40,15 @@ def store(tmp_path_factory):
 def feed_of(store, augmentation=EVERYTHING, needs=None, batch_size=4, seed=0, **data) -> Feed:
     config = DataConfig(**{"crop_size": SIZE, **data})
     needs = needs or BatchNeeds(labels=True)
-    return make_feed(store, store.cases, config, augmentation, needs, batch_size, seed)
+    return make_feed(
+        store,
+        store.cases,
+        data=config,
+        augmentation=augmentation,
+        needs=needs,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
 def steps_of(feed: Feed, stop: int, **split) -> list[tuple[int, list[CropBatch]]]:
@@ -376,9 +384,23 @@ def test_a_batch_that_does_not_divide_is_refused(store):
         next(feed_of(store).batches(0, 1, world=3))
 
 
+@pytest.mark.parametrize("accumulation", [0, -1])
+def test_accumulation_in_no_steps_is_refused(store, accumulation):
+    with pytest.raises(ConfigError, match=f"training.accumulation.*at least 1, not {accumulation}"):
+        next(feed_of(store).batches(0, 1, accumulation=accumulation))
+
+
 def test_a_feed_of_no_case_is_refused(store):
     with pytest.raises(UserError, match="no case"):
-        make_feed(store, [], DataConfig(), AugmentationConfig(), BatchNeeds(), 4, 0)
+        make_feed(
+            store,
+            [],
+            data=DataConfig(),
+            augmentation=AugmentationConfig(),
+            needs=BatchNeeds(),
+            batch_size=4,
+            seed=0,
+        )
 
 
 @pytest.mark.parametrize("how", ["needed", "placed"])

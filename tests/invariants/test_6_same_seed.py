@@ -54,7 +54,15 @@ def feed_of(store: Store, *, seed: int = 0, cases=None, batch_size: int = 8, **d
     config = DataConfig(crop_size=SIZE, placement="label", overhang=(3, 2, 1), **data)
     needs = BatchNeeds(views=2, labels=True)
     cases = store.cases if cases is None else cases
-    return make_feed(store, cases, config, AUGMENTATION, needs, batch_size, seed)
+    return make_feed(
+        store,
+        cases,
+        data=config,
+        augmentation=AUGMENTATION,
+        needs=needs,
+        batch_size=batch_size,
+        seed=seed,
+    )
 
 
 def samples(

@@ -110,8 +110,8 @@ def train_unet(config: FinetuneConfig, store: Store, folder: Path) -> tuple[Segm
             feed = make_feed(
                 store,
                 cases,
-                config.data,
-                config.augmentation,
+                data=config.data,
+                augmentation=config.augmentation,
                 needs=task.needs,
                 batch_size=config.training.batch_size,
                 seed=config.training.seed,

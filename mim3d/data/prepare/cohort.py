@@ -99,8 +99,6 @@ def prepare_store(
     cohort = source if isinstance(source, Cohort) else read_cohort(source, settings.pattern)
     if settings.split is not None:
         cohort = apply_split(cohort, settings.split)
-    if settings.split is not None:
-        cohort = apply_split(cohort, settings.split)
     if settings.case_ids == "hashed":
         cohort = hash_ids(cohort)
     folder = Path(out)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from mim3d.workflows.plan.arithmetic import Sharing
-from mim3d.workflows.plan.facts import Counts, memory_facts, micro_batch, traced
+from mim3d.workflows.plan.facts import Counts, counted, memory_facts, micro_batch, traced
 from mim3d.workflows.plan.machines import Hardware
 from mim3d.workflows.plan.subject import Subject
+from mim3d.workflows.throughput.table import digits
 
 
 def warnings_of(
@@ -35,29 +35,63 @@ def warnings_of(
     if not facts["memory"]["fits"]:
         found.append(_remedy(subject, facts, counts, sharing, hardware, is_cpu=is_cpu))
     if facts["time"]["is_bound_by_feed"]:
-        needed = facts["feed"]["feed_seconds"] / facts["time"]["compute_seconds"]
-        found.append(
-            f"the disk delivers {1 / needed:.0%} of what the step needs; `--data.feed resident` "
-            "reads each volume once for many crops, `--data.origin_grid 32` fewer chunks a crop"
-        )
-    stay = facts["feed"]["residence"]
-    if subject.is_resident and stay is not None and subject.window_cases is None:
-        window, batch = stay["volumes"] * sharing.devices, subject.training.batch_size
-        found.append(
-            "the cohort does not fit into memory: draw from a window with `--data.window_cases "
-            f"{max(window // batch * batch, min(window, batch))} --data.max_crops_per_visit "
-            f"{math.ceil(stay['crops_per_visit'])}`; with fewer crops a visit the step waits for "
-            "the disk"
-        )
-    if subject.is_resident and facts["feed"]["resident_gb"] > facts["feed"]["free_gb"]:
-        found.append(
-            f"resident volumes take {facts['feed']['resident_gb']:.1f} GB of a device, training "
-            f"leaves {facts['feed']['free_gb']:.1f}: use fewer `--data.window_cases`, or "
-            "`--data.resident_on host`"
-        )
+        found.append(_slow_disk(facts))
+    if facts["feed"]["resident"] is not None:
+        found += _residence(subject, facts["feed"]["resident"], sharing)
     if subject.training.precision == "bf16" and not hardware.has_bf16:
         found.append(f"{hardware.name} has no bf16: use `--training.precision fp32`")
     return found
+
+
+def _slow_disk(facts: dict[str, Any]) -> str:
+    share = facts["time"]["compute_seconds"] / facts["feed"]["feed_seconds"]
+    head = f"the disk delivers {share:.0%} of what the step needs"
+    resident = facts["feed"]["resident"]
+    if resident is not None:
+        return f"{head}; `--data.max_crops_per_visit {resident['least_crops_per_visit']}` suffices"
+    return (
+        f"{head}; `--data.feed resident` reads each volume once for many crops, "
+        "`--data.origin_grid 32` fewer chunks a crop"
+    )
+
+
+def _residence(subject: Subject, resident: dict[str, Any], sharing: Sharing) -> list[str]:
+    """What the feed would refuse, and a window that devices do not share out."""
+    found: list[str] = []
+    owner = "device" if resident["is_on_device"] else "process"
+    window, volumes = resident["window_cases"], subject.cohort.volumes
+    if not resident["fits"]:
+        held = f"without `--data.window_cases` each {owner} keeps the whole cohort: it"
+        if window is not None:
+            held = (
+                f"`--data.window_cases {window}` takes {counted(resident['places'], 'place')} for "
+                f"the largest volume of each {owner}: it"
+            )
+        needs, has = digits(resident["reserved_gb"]), digits(resident["free_gb"])
+        found.append(
+            f"{held} needs {needs} GB and has {has}, so the feed refuses to begin; "
+            f"{_window(resident, sharing)}"
+        )
+    elif not resident["is_shared_out"] and sharing.devices <= volumes:
+        shared = max(window // sharing.devices, 1) * sharing.devices
+        found.append(
+            f"`--data.window_cases {window}` is no multiple of {sharing.devices} devices, which "
+            f"do not share it out: each reads {resident['residence']['volumes']:,} of its volumes; "
+            f"take `--data.window_cases {shared}`"
+        )
+    return found
+
+
+def _window(resident: dict[str, Any], sharing: Sharing) -> str:
+    count, most = resident["advised_window"], resident["advised_crops_per_visit"]
+    if count is None:
+        return "no window fits either: `--data.feed store` reads each crop from disk"
+    shared = ", which devices share out," if sharing.devices > 1 else ""
+    return (
+        f"draw from a window{shared} with `--data.window_cases {count} "
+        f"--data.max_crops_per_visit {most}`; with fewer crops a visit the step "
+        f"{'waits' if most <= resident['least_crops_per_visit'] else 'may wait'} for the disk"
+    )
 
 
 def _remedy(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle, islice
 
 from mim3d.config.sections import Triple
 from mim3d.workflows.plan.machines import Hardware
@@ -51,6 +53,9 @@ class Cohort:
         crop_size: voxels of a crop.
         origin_grid: voxels between places where crops may begin; None is free.
         compression: of the store.
+        has_labels: whether label maps are read too.
+        known_sizes: voxels of each volume of a store; without any all have `volume_shape`. Where
+            there are more volumes than sizes, these come again.
     """
 
     volumes: int
@@ -59,11 +64,29 @@ class Cohort:
     crop_size: Triple
     origin_grid: Triple | None
     compression: float
+    has_labels: bool = False
+    known_sizes: tuple[int, ...] = ()
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Voxels of every volume, in one channel."""
+        known = self.known_sizes or (math.prod(self.volume_shape),)
+        return list(islice(cycle(known), self.volumes))
 
     @property
-    def volume_bytes(self) -> int:
-        """Of a decoded volume."""
-        return math.prod(self.volume_shape) * self.channels * VOXEL_BYTES
+    def bytes_a_voxel(self) -> int:
+        """In memory, over channels and labels."""
+        return VOXEL_BYTES * self.channels + self.has_labels
+
+    @property
+    def cohort_bytes(self) -> int:
+        """Of all decoded volumes, without labels."""
+        return sum(self.sizes) * self.channels * VOXEL_BYTES
+
+    @property
+    def volume_bytes(self) -> float:
+        """Of a decoded volume on average, without labels, which compress to almost nothing."""
+        return self.cohort_bytes / self.volumes
 
     @property
     def crop_bytes(self) -> int:
@@ -176,71 +199,12 @@ def checkpoint_bytes(parameters: int, trained: int, *, has_mean: bool) -> int:
     return 4 * (2 * parameters + 2 * trained + (trained if has_mean else 0))
 
 
-@dataclass(frozen=True)
-class Residence:
-    """Volumes that stay in memory while crops are drawn from them.
-
-    Args:
-        volumes: at a time, of one device.
-        arrival_seconds: between two volumes that the disk delivers.
-        crops_per_visit: drawn from a volume before the next takes its place, as fast as it can.
-        reuse: those over the crops that fill a volume once.
-        stay_seconds: of a volume.
-        pass_seconds: through one device's share of the cohort.
-    """
-
-    volumes: int
-    arrival_seconds: float
-    crops_per_visit: float
-    reuse: float
-    stay_seconds: float
-    pass_seconds: float
-
-
-def residence(
-    cohort: Cohort, sharing: Sharing, crops_a_second: float, memory: float, disk: float
-) -> Residence | None:
-    """The steady state of a resident feed; None where a device's share of the cohort fits.
-
-    Args:
-        cohort: what is read.
-        sharing: each device keeps its own share.
-        crops_a_second: that one device trains on.
-        memory: bytes for volumes.
-        disk: compressed bytes a second, each device's.
-    """
-    share = cohort.volumes / sharing.devices
-    volumes = int(memory / cohort.volume_bytes + 1e-6)  # a window of whole volumes stays whole
-    if volumes >= share or volumes < 1:
-        return None
-    arrival = cohort.volume_bytes / cohort.compression / disk
-    crops = crops_a_second * arrival
-    return Residence(
-        volumes, arrival, crops, crops / cohort.disjoint_crops, volumes * arrival, share * arrival
-    )
-
-
-def feed_seconds(
-    cohort: Cohort,
-    crops: int,
-    disk: float,
-    *,
-    is_resident: bool,
-    fits: bool,
-    crops_per_visit: int | None,
-) -> float:
-    """Time the disk needs for the crops of one device's update.
+def read_seconds(cohort: Cohort, crops: int, disk: float) -> float:
+    """Time the disk needs for the crops of one device's update, each read from the store.
 
     Args:
         cohort: what is read.
         crops: of the device.
         disk: compressed bytes a second.
-        is_resident: whether volumes are read whole and stay.
-        fits: whether all of them stay, so that nothing is read twice.
-        crops_per_visit: bound of crops drawn from a volume that was read once; None is no bound.
     """
-    if not is_resident:
-        return crops * cohort.read_bytes / cohort.compression / disk
-    if fits or crops_per_visit is None:
-        return 0.0
-    return crops / crops_per_visit * cohort.volume_bytes / cohort.compression / disk
+    return crops * cohort.read_bytes / cohort.compression / disk

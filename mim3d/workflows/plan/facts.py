@@ -15,6 +15,7 @@ from mim3d.workflows.plan import arithmetic as reckon
 from mim3d.workflows.plan.arithmetic import Sharing
 from mim3d.workflows.plan.machines import Hardware
 from mim3d.workflows.plan.measure import Measured
+from mim3d.workflows.plan.resident import Resident, free_gb
 from mim3d.workflows.plan.subject import Subject
 from mim3d.workflows.plan.trace import Trace, trace_step
 
@@ -50,12 +51,17 @@ def micro_batch(subject: Subject, devices: int) -> int:
     size = subject.training.batch_size
     if size % parts:
         raise ConfigError(
-            f"`training.batch_size` {size} does not divide into {devices} devices x "
-            f"{subject.training.accumulation} accumulation steps",
+            f"`training.batch_size` {size} does not divide into {counted(devices, 'device')} x "
+            f"{counted(subject.training.accumulation, 'accumulation step')}",
             remedy=f"use a multiple of {parts} for `--training.batch_size`",
             code="batch-size",
         )
     return size // parts
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 device`, `64 devices`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def count_parameters(task: Task) -> Counts:
@@ -162,42 +168,69 @@ def feed_facts(
     hardware: Hardware,
     memory: dict[str, Any],
     time: dict[str, Any],
+    *,
     disk_mb_s: float,
     resident_gb: float | None,
+    is_cpu: bool,
 ) -> dict[str, Any]:
     """What the step needs of disk and memory, and whether it waits for them."""
     cohort, disk = subject.cohort, disk_mb_s * 1e6
     rate = time["crops_per_second"] / sharing.devices
-    free = max(0.0, memory["usable_gb"] - memory["needed_gb"])
-    room = free if resident_gb is None else resident_gb
-    if subject.window_cases is not None:
-        room = subject.window_cases / sharing.devices * cohort.volume_bytes / 1e9
-    stay = reckon.residence(cohort, sharing, rate, room * 1e9, disk)
-    share = cohort.volumes / sharing.devices
-    fits = room * 1e9 >= share * cohort.volume_bytes
-    waiting = reckon.feed_seconds(
-        cohort,
-        subject.training.batch_size // sharing.devices,
-        disk,
-        is_resident=subject.is_resident,
-        fits=fits,
-        crops_per_visit=subject.crops_per_visit,
-    )
-    return {
-        "kind": "resident" if subject.is_resident else "store",
+    facts = {
+        "kind": subject.data.feed,
         "volumes": cohort.volumes,
         "volume_shape": list(cohort.volume_shape),
-        "cohort_gb": cohort.volumes * cohort.volume_bytes / 1e9,
-        "store_gb": cohort.volumes * cohort.volume_bytes / cohort.compression / 1e9,
+        "cohort_gb": cohort.cohort_bytes / 1e9,
+        "store_gb": cohort.cohort_bytes / cohort.compression / 1e9,
         "crops_per_second_per_device": rate,
         "crop_gb_s": rate * cohort.crop_bytes / 1e9,
         "store_read_gb_s": rate * cohort.read_bytes / cohort.compression / 1e9,
         "disk_gb_s": disk / 1e9,
-        "resident_gb": min(room, share * cohort.volume_bytes / 1e9),
-        "resident_holds_share": fits,
-        "free_gb": free,
-        "window_cases": subject.window_cases,
-        "residence": None if stay is None else asdict(stay),
-        "max_crops_per_visit": subject.crops_per_visit,
-        "feed_seconds": waiting,
+        "resident": None,
+    }
+    if subject.data.feed == "store":
+        crops = subject.training.batch_size // sharing.devices
+        return facts | {"feed_seconds": reckon.read_seconds(cohort, crops, disk)}
+    kept = subject.data.resident_on
+    is_on_device = kept == "device" or (kept == "auto" and not is_cpu)
+    room = resident_gb
+    if is_on_device or is_cpu:  # the memory of a machine around GPUs is not known
+        free = free_gb(
+            hardware.memory / 1e9, memory["standing_gb"], memory["needed_gb"],
+            memory["usable_gb"], is_cpu=is_cpu,
+        )  # fmt: skip
+        room = free if resident_gb is None else min(free, resident_gb)
+    feed = Resident(
+        cohort, subject.data, subject.training.batch_size, subject.training.seed, sharing.devices,
+        is_on_device,
+    )  # fmt: skip
+    computed = subject.training.batch_size / time["compute_seconds"]
+    facts["resident"] = _resident_facts(feed, room, computed, disk)
+    return facts | {"feed_seconds": feed.feed_seconds(feed.visits(), disk)}
+
+
+def _resident_facts(
+    feed: Resident, room_gb: float | None, rate: float, disk: float
+) -> dict[str, Any]:
+    """What the feed takes of the memory, and its steady state in a window, or the advised one."""
+    visits = feed.visits()
+    room = None if room_gb is None else room_gb * 1e9
+    reserved = feed.reserve(visits, room)
+    advised = None
+    least = feed.least_crops(visits, rate, disk)
+    if room is not None and not reserved.fits:
+        advised = feed.advised(room, least if visits is None else visits.most)
+    shown = advised or visits
+    return {
+        "is_on_device": feed.is_on_device,
+        "reserved_gb": reserved.bytes / 1e9,
+        "places": reserved.places,
+        "free_gb": room_gb,
+        "fits": reserved.fits,
+        "window_cases": None if visits is None else visits.window,
+        "is_shared_out": visits is None or feed.slots(visits) * feed.devices == visits.window,
+        "least_crops_per_visit": least,
+        "advised_window": None if advised is None else advised.window,
+        "advised_crops_per_visit": None if advised is None else advised.most,
+        "residence": None if shown is None else asdict(feed.residence(shown, rate, disk)),
     }

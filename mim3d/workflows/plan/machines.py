@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from mim3d.config.tree import similar
+from mim3d.foundation.errors import ConfigError
 from mim3d.workflows.throughput.ceilings import STEP_SHAPES, memory_rates, product_rate
 
 SECONDS = 0.3
@@ -91,6 +95,53 @@ GPUS: dict[str, Hardware] = {
 """By the config's word."""
 
 
+def known_gpu(word: str) -> Hardware:
+    """One of the known GPUs, by its word in any case.
+
+    Raises:
+        ConfigError: none of that name.
+    """
+    if word.lower() in GPUS:
+        return GPUS[word.lower()]
+    meant = similar(word.lower(), GPUS)
+    raise ConfigError(
+        f"`plan.gpu` is `{word}`, expected `cpu` or one of {', '.join(f'`{g}`' for g in GPUS)}",
+        remedy=f"did you mean `--gpu {meant}`?" if meant else "take the one that is most like it",
+        code="gpu",
+    )
+
+
+def memory_bytes(system: Path = Path("/")) -> float:
+    """Memory that this process may take: the machine's, or less where a control group says so.
+
+    Args:
+        system: root of the file system.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder, name in _control_groups(system):
+        # A group is held to the limits of those around it. In a container its path may not be seen.
+        for place in (folder, *folder.parents):
+            with contextlib.suppress(OSError, ValueError):  # absent, or `max`
+                limits.append(int((place / name).read_text(encoding="ascii")))
+    return float(min(limits))
+
+
+def _control_groups(system: Path) -> list[tuple[Path, str]]:
+    """Folders of this process's control groups for memory, versions 1 and 2, and their limits."""
+    base, found = system / "sys/fs/cgroup", []
+    try:
+        lines = (system / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in ("0::/", "0:memory:/", *lines):
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            found.append((base / path.lstrip("/"), "memory.max"))
+        elif "memory" in kinds.split(","):
+            found.append((base / "memory" / path.lstrip("/"), "memory.limit_in_bytes"))
+    return found
+
+
 def this_machine() -> Hardware:
     """The CPU, by matrix products of a step's shapes and a copy; takes seconds.
 
@@ -110,7 +161,7 @@ def this_machine() -> Hardware:
         bf16=threads * best(torch.bfloat16),
         fp32=threads * best(torch.float32),
         bandwidth=threads * copy,
-        memory=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        memory=memory_bytes(),
         product=0.9,
         attention=0.6,
         convolution=0.5,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from mim3d.workflows.plan.facts import (
     time_facts,
     traced,
 )
-from mim3d.workflows.plan.machines import GPUS, Hardware, this_machine
+from mim3d.workflows.plan.machines import Hardware, known_gpu, this_machine
 from mim3d.workflows.plan.measure import Measured, measure_step
 from mim3d.workflows.plan.subject import AnyPlanConfig, Subject, subject_of
 from mim3d.workflows.plan.table import as_text
@@ -38,7 +39,11 @@ HOURS = 3600
 
 
 def plan(
-    config: AnyPlanConfig, *, out: str | None = None, reporter: Reporter | None = None
+    config: AnyPlanConfig,
+    *,
+    out: str | None = None,
+    reporter: Reporter | None = None,
+    assumed: Sequence[str] = (),
 ) -> Result:
     """Reckons one training.
 
@@ -46,6 +51,7 @@ def plan(
         config: the training's config with a `plan` section.
         out: file for the JSON; none writes nothing.
         reporter: where progress goes.
+        assumed: what was assumed to come to this config.
 
     Returns:
         A table as text and the same as facts.
@@ -57,6 +63,7 @@ def plan(
     reporter = reporter or PlainReporter()
     with threads(config.training.threads):
         facts = _facts(config, reporter)
+    facts["assumptions"] = [*assumed, *facts["assumptions"]]
     files: tuple[Path, ...] = ()
     if out is not None:
         write_json(Path(out), facts)
@@ -67,10 +74,15 @@ def plan(
 def _facts(config: AnyPlanConfig, reporter: Reporter) -> dict[str, Any]:
     subject, said = subject_of(config), config.plan
     sharing = Sharing(said.devices, said.devices_per_node, config.training.strategy == "fsdp")
-    is_cpu = said.gpu == "cpu"
+    gpu = said.gpu.lower()
+    is_cpu = gpu == "cpu"
     if is_cpu:
         reporter.say("measuring this machine for a few seconds")
-    hardware = this_machine() if is_cpu else GPUS[said.gpu]
+    hardware = this_machine() if is_cpu else known_gpu(gpu)
+    if is_cpu:
+        # Processes of one machine share its memory.
+        here = min(said.devices, said.devices_per_node)
+        hardware = replace(hardware, memory=hardware.memory / here)
     precision = _precision(subject, hardware, is_cpu)
     crops = micro_batch(subject, said.devices)
     counts = count_parameters(without_content(subject.build))
@@ -81,7 +93,10 @@ def _facts(config: AnyPlanConfig, reporter: Reporter) -> dict[str, Any]:
     if is_cpu and said.measure and memory["needed_gb"] < 0.8 * memory["usable_gb"]:
         measured = _measured(subject, trace, hardware, precision, counts)
     time = time_facts(subject, counts, trace, sharing, hardware, precision, measured)
-    feed = feed_facts(subject, sharing, hardware, memory, time, said.disk_mb_s, said.resident_gb)
+    feed = feed_facts(
+        subject, sharing, hardware, memory, time,
+        disk_mb_s=said.disk_mb_s, resident_gb=said.resident_gb, is_cpu=is_cpu,
+    )  # fmt: skip
     time |= _total(subject, time, feed, said.epochs)
     facts = {
         "verb": subject.verb,

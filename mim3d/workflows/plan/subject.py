@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 
 from mim3d.config.plan import FinetunePlanConfig, PlanConfig, PretrainPlanConfig
-from mim3d.config.sections import EncoderConfig, MaskedConfig, OptimConfig, TrainingConfig, Triple
+from mim3d.config.sections import (
+    DataConfig,
+    EncoderConfig,
+    MaskedConfig,
+    OptimConfig,
+    SegmentationConfig,
+    TrainingConfig,
+    Triple,
+)
 from mim3d.data.regions import region_scheme
 from mim3d.data.store import Store, open_store
 from mim3d.foundation.errors import ConfigError
@@ -19,12 +28,16 @@ from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.tokens.grid import TokenGrid
 from mim3d.tokens.masking import count
+from mim3d.training.loop import check_numbers
 from mim3d.workflows.loading import encoder_of
 from mim3d.workflows.plan.arithmetic import Cohort
+from mim3d.workflows.plan.resident import sampling
 
 AnyPlanConfig = PretrainPlanConfig | FinetunePlanConfig
 VOLUMES, CLASSES = 1000, 14
 """Where neither a store nor the plan says more: a middling cohort, the organs of BTCV."""
+TRACEABLE: tuple[Literal["dice_ce"], Literal["dice"]] = ("dice_ce", "dice")
+"""The library's own losses, whose shapes follow from shapes."""
 
 
 class Builder(Protocol):
@@ -50,9 +63,7 @@ class Subject:
         cohort: what is read.
         optim: the config's section.
         training: the config's section.
-        is_resident: whether volumes stay in memory.
-        window_cases: volumes that crops are drawn from at a time, over all devices; None is all.
-        crops_per_visit: drawn from a volume that was read once; None without a window.
+        data: the config's section.
         assumptions: what nobody said.
     """
 
@@ -64,9 +75,7 @@ class Subject:
     cohort: Cohort
     optim: OptimConfig
     training: TrainingConfig
-    is_resident: bool
-    window_cases: int | None
-    crops_per_visit: int | None
+    data: DataConfig
     assumptions: tuple[str, ...]
 
     @property
@@ -83,9 +92,13 @@ def subject_of(config: AnyPlanConfig) -> Subject:
         UserError: the store or the initial run is not there, or something does not fit.
     """
     data, said = config.data, config.plan
-    _check(said)
+    _check(said, data)
+    check_numbers(config.optim, config.training)
     store = open_store(data.store) if data.store is not None else None
     assumptions: list[str] = []
+    volumes = _volumes(said.volumes, store, assumptions)
+    # Refuses a window and a grid that the feed refuses.
+    sampling(data, volumes, config.training.batch_size, config.training.seed)
     encoder = _encoder(config, store)
     if isinstance(config, PretrainPlanConfig):
         verb: Literal["pretrain", "finetune"] = "pretrain"
@@ -94,7 +107,7 @@ def subject_of(config: AnyPlanConfig) -> Subject:
     else:
         verb = "finetune"
         values = _values(config, store, assumptions)
-        build = _Segmenter(config, encoder, values)
+        build = _Segmenter(_traceable(config, assumptions), encoder, values)
         tokens = _tokens(encoder, data.crop_size, None)
     return Subject(
         verb=verb,
@@ -103,36 +116,63 @@ def subject_of(config: AnyPlanConfig) -> Subject:
         crop_size=data.crop_size,
         tokens=tokens,
         cohort=Cohort(
-            volumes=_volumes(said.volumes, store, assumptions),
+            volumes=volumes,
             volume_shape=_shape(store) or said.volume_shape,
             channels=encoder.channels or 1,
             crop_size=data.crop_size,
             origin_grid=_triple(data.origin_grid),
             compression=said.compression,
+            has_labels=verb == "finetune",
+            known_sizes=_sizes(store),
         ),
         optim=config.optim,
         training=config.training,
-        is_resident=data.feed == "resident",
-        window_cases=data.window_cases,
-        crops_per_visit=data.max_crops_per_visit,
+        data=data,
         assumptions=tuple(assumptions),
     )
 
 
-def _check(said: PlanConfig) -> None:
+def _check(said: PlanConfig, data: DataConfig) -> None:
     numbers = {
-        "devices": said.devices,
-        "devices_per_node": said.devices_per_node,
-        "volumes": said.volumes,
-        "epochs": said.epochs,
-        "disk_mb_s": said.disk_mb_s,
-        "compression": said.compression,
-        "resident_gb": said.resident_gb,
-        "classes": said.classes,
+        "plan.devices": said.devices,
+        "plan.devices_per_node": said.devices_per_node,
+        "plan.volumes": said.volumes,
+        "plan.volume_shape": min(said.volume_shape),
+        "plan.epochs": said.epochs,
+        "plan.disk_mb_s": said.disk_mb_s,
+        "plan.compression": said.compression,
+        "plan.resident_gb": said.resident_gb,
+        "data.crop_size": min(data.crop_size),
     }
     for name, value in numbers.items():
         if value is not None and value <= 0:
-            raise ConfigError(f"`plan.{name}` is {value}, expected more than 0", code="range")
+            raise ConfigError(
+                f"`{name}` is {value}, expected more than 0",
+                remedy="`mim3d plan --help` says what it counts",
+                code="range",
+            )
+    if said.classes is not None and said.classes < 2:
+        raise ConfigError(
+            f"`plan.classes` is {said.classes}, expected at least 2",
+            remedy="background counts: write one more than there are structures",
+            code="range",
+        )
+    if data.feed != "resident" and data.resident_on != "auto":
+        raise ConfigError(
+            "`data.resident_on` needs `data.feed resident`",
+            remedy="add `--data.feed resident`",
+            code="feed",
+        )
+
+
+def _traceable(config: FinetunePlanConfig, assumptions: list[str]) -> FinetunePlanConfig:
+    """With a loss whose step can be taken without numbers: MONAI's pick out voxels by content."""
+    loss = config.objective.loss
+    if loss in TRACEABLE:
+        return config
+    assumptions.append(f"loss `{TRACEABLE[0]}` in place of `{loss}`, which costs about as much")
+    objective: SegmentationConfig = replace(config.objective, loss=TRACEABLE[0])
+    return replace(config, objective=objective)
 
 
 class _Pretext:
@@ -223,6 +263,13 @@ def _shape(store: Store | None) -> Triple | None:
         return None
     median = store.fingerprint["stored"]["shape"]["median"]
     return cast(Triple, tuple(round(side) for side in median))
+
+
+def _sizes(store: Store | None) -> tuple[int, ...]:
+    """Voxels of every volume that is trained on."""
+    if store is None:
+        return ()
+    return tuple(math.prod(store.entry(case).shape[1:]) for case in store.ids("training"))
 
 
 def _triple(grid: Any) -> Triple | None:

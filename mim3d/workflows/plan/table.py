@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mim3d.workflows.plan.facts import counted
+from mim3d.workflows.throughput.table import digits
+
 MINUTES_BELOW, DAYS_FROM = 2.0, 72.0
 """Hours below which a time is told in minutes, and from which in days."""
 
@@ -29,23 +32,23 @@ def _model(facts: dict[str, Any]) -> list[tuple[str, str]]:
                        f"decoder {parameters['decoder']:,}"),
         ("tokens of a crop", f"{tokens['all']:,}: {tokens['visible']:,} encoded, "
                              f"{tokens['decoded']:,} predicted"),
-        ("batch", f"{batch['global']:,} crops: {machine['devices']} devices x "
-                  f"{batch['accumulation']} part{'s' * (batch['accumulation'] > 1)} x "
-                  f"{batch['micro']:,}"),
-        ("model FLOP", f"{number(flop['gflop_per_crop'])} G a crop, "
-                       f"{number(flop['tflop_per_step'])} T a step"),
+        ("batch", f"{counted(batch['global'], 'crop')}: "
+                  f"{counted(machine['devices'], 'device')} x "
+                  f"{counted(batch['accumulation'], 'part')} x {batch['micro']:,}"),
+        ("model FLOP", f"{digits(flop['gflop_per_crop'])} G a crop, "
+                       f"{digits(flop['tflop_per_step'])} T a step"),
     ]  # fmt: skip
 
 
 def _memory(facts: dict[str, Any]) -> list[tuple[str, str]]:
     memory = facts["memory"]
     return [
-        ("memory of a device", f"{number(memory['needed_gb'])} GB of "
-                               f"{number(memory['usable_gb'])}: weights and optimiser "
-                               f"{number(memory['standing_gb'])}, step "
-                               f"{number(memory['step_gb'])}"),
-        ("kept for backward", f"{number(memory['saved_per_crop_mb'])} MB a crop"),
-        ("checkpoint", f"{number(facts['checkpoint_mb'])} MB, two kept"),
+        ("memory of a device", f"{digits(memory['needed_gb'])} GB of "
+                               f"{digits(memory['usable_gb'])}: weights and optimiser "
+                               f"{digits(memory['standing_gb'])}, step "
+                               f"{digits(memory['step_gb'])}"),
+        ("kept for backward", f"{digits(memory['saved_per_crop_mb'])} MB a crop"),
+        ("checkpoint", f"{digits(facts['checkpoint_mb'])} MB, two kept"),
     ]  # fmt: skip
 
 
@@ -53,12 +56,12 @@ def _time(facts: dict[str, Any]) -> list[tuple[str, str]]:
     time = facts["time"]
     basis = "reckoned"
     if time["measured"] is not None:
-        basis = f"from a measured step of {time['measured']['crops']} crops"
+        basis = f"from a measured step of {counted(time['measured']['crops'], 'crop')}"
     rows = [
         ("step", f"{seconds(time['step_seconds'])}, {basis}; "
-                 f"{number(time['crops_per_second'])} crops/s, "
+                 f"{digits(time['crops_per_second'])} crops/s, "
                  f"{time['mfu']:.0%} of the matrix peak"),
-        ("run", f"{time['steps']:,} steps, {number(time['epochs'])} passes: "
+        ("run", f"{counted(time['steps'], 'step')}, {digits(time['epochs'])} passes: "
                 f"{hours(time['hours'])}"),
     ]  # fmt: skip
     if facts["machine"]["devices"] > 1:
@@ -70,42 +73,49 @@ def _feed(facts: dict[str, Any]) -> list[tuple[str, str]]:
     feed = facts["feed"]
     shape = " x ".join(map(str, feed["volume_shape"]))
     rows = [
-        ("cohort", f"{feed['volumes']:,} volumes of {shape}: {number(feed['cohort_gb'])} GB, "
-                   f"{number(feed['store_gb'])} GB in a store"),
-        ("crops needed", f"{number(feed['crops_per_second_per_device'])} a second and device: "
-                         f"{number(feed['crop_gb_s'])} GB/s decoded, "
-                         f"{number(feed['store_read_gb_s'])} GB/s if read from the store; the "
-                         f"disk gives {number(feed['disk_gb_s'])}"),
+        ("cohort", f"{counted(feed['volumes'], 'volume')} of {shape}: "
+                   f"{digits(feed['cohort_gb'])} GB, {digits(feed['store_gb'])} GB in a store"),
+        ("crops needed", f"{digits(feed['crops_per_second_per_device'])} a second and device: "
+                         f"{digits(feed['crop_gb_s'])} GB/s decoded, "
+                         f"{digits(feed['store_read_gb_s'])} GB/s if read from the store; the "
+                         f"disk gives {digits(feed['disk_gb_s'])} GB/s"),
     ]  # fmt: skip
-    stay = feed["residence"]
-    if feed["resident_holds_share"]:
-        rows.append(("resident", f"{number(feed['resident_gb'])} GB a device hold its share"))
-    elif stay is not None:
+    if feed["resident"] is not None:
+        rows += _resident(feed["resident"])
+    return rows
+
+
+def _resident(resident: dict[str, Any]) -> list[tuple[str, str]]:
+    free, window, stay = resident["free_gb"], resident["window_cases"], resident["residence"]
+    owner = "device" if resident["is_on_device"] else "process"
+    what = "the whole cohort"
+    if window is not None:
+        what = f"{counted(resident['places'], 'place')} for the largest volume"
+    said = f"{digits(resident['reserved_gb'])} GB a {owner}"
+    said += "" if free is None else f" of {digits(free)}"
+    rows = [("resident", f"{said}: {what}{'' if resident['fits'] else ', which does not fit'}")]
+    if stay is not None:
+        advised = "" if resident["advised_window"] is None else " as advised below"
         rows.append(
-            ("resident", f"{stay['volumes']:,} volumes a device; one arrives every "
-                         f"{seconds(stay['arrival_seconds'])} and stays "
-                         f"{hours(stay['stay_seconds'] / 3600)}; "
-                         f"{number(stay['crops_per_visit'])} crops a visit (reuse "
-                         f"{number(stay['reuse'])}); all seen in "
-                         f"{hours(stay['pass_seconds'] / 3600)}")
+            ("window", f"{counted(stay['window'], 'volume')}{advised}, {stay['volumes']:,} of a "
+                       f"{owner}; the disk gives one every {seconds(stay['arrival_seconds'])}; "
+                       f"each stays {hours(stay['stay_seconds'] / 3600)} for "
+                       f"{counted(stay['crops_per_visit'], 'crop')} (reuse "
+                       f"{digits(stay['reuse'])}); all seen in "
+                       f"{hours(stay['pass_seconds'] / 3600)}")
         )  # fmt: skip
     return rows
 
 
-def number(value: float) -> str:
-    """Three digits, thousands apart."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:#.3g}" if value else "0"
-
-
 def seconds(value: float) -> str:
     """A short time."""
-    return f"{number(1e3 * value)} ms" if value < 1 else f"{number(value)} s"
+    if not value:
+        return "0 s"
+    return f"{digits(1e3 * value)} ms" if value < 1 else f"{digits(value)} s"
 
 
 def hours(value: float) -> str:
     """A long time."""
     if value < MINUTES_BELOW:
-        return f"{number(60 * value)} min" if value * 60 >= 1 else seconds(value * 3600)
-    return f"{number(value)} h" if value < DAYS_FROM else f"{number(value / 24)} days"
+        return f"{digits(60 * value)} min" if value * 60 >= 1 else seconds(value * 3600)
+    return f"{digits(value)} h" if value < DAYS_FROM else f"{digits(value / 24)} days"

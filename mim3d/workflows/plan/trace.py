@@ -8,6 +8,7 @@ FLOP of an op are torch's own (`torch.utils.flop_counter`).
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -134,16 +135,32 @@ def _batch(task: Task, crops: int, channels: int, size: Triple) -> CropBatch:
     )
 
 
+_ONE_RULE = threading.Lock()
+
+
 @contextlib.contextmanager
 def _attention_of(*, on_gpu: bool) -> Iterator[None]:
-    # Tensors say `cpu` here whatever is planned for, and the rule goes by that.
-    before = attention.choose_attention
-    if on_gpu:
-        attention.choose_attention = lambda device, dtype, tokens: attention.ACCELERATOR
-    try:
+    # Tensors say `cpu` here whatever is planned for, and the rule goes by that. It is asked deep in
+    # the network, where nothing can be handed through: for a moment another one stands in its
+    # place, which answers all other threads as before. The lock keeps two plans from putting back
+    # each other's.
+    if not on_gpu:
         yield
-    finally:
-        attention.choose_attention = before
+        return
+    with _ONE_RULE:
+        before, here = attention.choose_attention, threading.get_ident()
+
+        def choose(
+            device: torch.device, dtype: torch.dtype, tokens: int
+        ) -> attention.Implementation:
+            is_traced = threading.get_ident() == here
+            return attention.ACCELERATOR if is_traced else before(device, dtype, tokens)
+
+        attention.choose_attention = choose
+        try:
+            yield
+        finally:
+            attention.choose_attention = before
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]

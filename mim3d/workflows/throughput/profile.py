@@ -16,7 +16,7 @@ from mim3d.foundation.versions import versions
 from mim3d.workflows.throughput.ceilings import Ceilings
 from mim3d.workflows.throughput.machine import machine
 from mim3d.workflows.throughput.predicting import evaluate_stage, window_stage
-from mim3d.workflows.throughput.race import race
+from mim3d.workflows.throughput.race import Disagreement, race
 from mim3d.workflows.throughput.reading import (
     augment_stage,
     crop_stage,
@@ -108,13 +108,16 @@ def profile(
         for place, name in enumerate(stages):
             reporter.progress(place, len(stages), f"stage {place + 1} of {len(stages)}: {name}")
             torch.manual_seed(0)
-            for stage in STAGES[name](scene):
-                line = _timed(stage, ceilings, repeats, scene.device)
-                lines.append(line)
-                parts.append(stage.a_step * line.median)
-                # Before the next one begins, this one's networks must be gone.
-                del stage
-                gc.collect()
+            try:
+                for stage in STAGES[name](scene):
+                    line = _timed(stage, ceilings, repeats, scene.device)
+                    lines.append(line)
+                    parts.append(stage.a_step * line.median)
+                    # Before the next one begins, this one's networks must be gone.
+                    del stage
+                    gc.collect()
+            except Disagreement as error:
+                reporter.warn(f"stage `{name}`: {error}")
     reporter.progress(len(stages), len(stages), "all stages timed")
     if "pretrain" not in stages:  # a share of nothing
         return lines

@@ -113,7 +113,11 @@ def ratios(times: dict[str, list[float]], reference: str, name: str) -> list[flo
     )
 
 
+class Disagreement(Exception):
+    """The contestants do not give the same: a ratio between them is worth nothing."""
+
+
 def require(same: bool, what: str) -> None:
-    """A ratio between different results is worth nothing, so the run ends."""
+    """Raises `Disagreement` unless the results are the same."""
     if not same:
-        raise SystemExit(f"the contestants do not agree, so they are not timed: {what}")
+        raise Disagreement(f"the contestants do not agree, so they are not timed: {what}")

@@ -162,7 +162,15 @@ def _data(scene: Scene) -> DataConfig:
 
 def _feed(scene: Scene, data: DataConfig, augmentation: AugmentationConfig) -> Feed:
     store = scene.store
-    return make_feed(store, store.cases, data, augmentation, BatchNeeds(), scene.scale.batch, 0)
+    return make_feed(
+        store,
+        store.cases,
+        data=data,
+        augmentation=augmentation,
+        needs=BatchNeeds(),
+        batch_size=scene.scale.batch,
+        seed=0,
+    )
 
 
 def _where(kind: str) -> str:

@@ -99,32 +99,20 @@ def test_bytes_read_for_a_crop_are_those_of_a_walk_over_its_places(grid: object)
     assert cohort.read_bytes == pytest.approx(touched / places * 32**3 * 2 * 2)
 
 
-def test_a_resident_window_turns_over_as_fast_as_volumes_arrive() -> None:
-    """PERFORMANCE 11: 640 volumes, one every 0.48 s, 5.1 min, 12.6 min, 660 crops, reuse 7.4."""
-    cohort = Cohort(100_000, (512, 512, 300), 1, (96, 96, 96), None, 157.3 / 60)
+def test_crops_that_are_read_one_by_one_cost_the_chunks_they_touch() -> None:
+    found = reckon.read_seconds(COHORT, 100, 1e9)
 
-    stay = reckon.residence(cohort, Sharing(64), 1364, 100e9, 125e6)
-
-    assert stay is not None
-    assert stay.volumes == pytest.approx(640, abs=5)
-    assert stay.arrival_seconds == pytest.approx(0.48, abs=0.005)
-    assert stay.stay_seconds / 60 == pytest.approx(5.1, abs=0.05)
-    assert stay.pass_seconds / 60 == pytest.approx(12.6, abs=0.2)
-    assert stay.crops_per_visit == pytest.approx(660, abs=10)
-    assert stay.reuse == pytest.approx(7.4, abs=0.1)
-    assert reckon.residence(cohort, Sharing(64), 1364, 1e12, 125e6) is None
+    assert found == pytest.approx(100 * COHORT.read_bytes / 2 / 1e9)
 
 
-def test_the_feed_reads_chunks_or_whole_volumes_as_often_as_they_may_be_used() -> None:
-    def feed(**changes: object) -> float:
-        given = {"is_resident": True, "fits": False, "crops_per_visit": 50}
-        return reckon.feed_seconds(COHORT, 100, 1e9, **{**given, **changes})  # type: ignore[arg-type]
+def test_a_store_of_different_volumes_counts_each_and_labels_add_a_byte() -> None:
+    cohort = replace(COHORT, volumes=5, known_sizes=(100, 300), has_labels=True)
 
-    volume = 512 * 384 * 192 * 2 * 2 / 2 / 1e9
-    assert feed() == pytest.approx(2 * volume)
-    assert feed(fits=True) == 0
-    assert feed(crops_per_visit=None) == 0
-    assert feed(is_resident=False) == pytest.approx(100 * COHORT.read_bytes / 2 / 1e9)
+    assert cohort.sizes == [100, 300, 100, 300, 100]
+    assert cohort.cohort_bytes == 900 * 2 * 2
+    assert cohort.bytes_a_voxel == 2 * 2 + 1
+    assert COHORT.bytes_a_voxel == 4
+    assert COHORT.volume_bytes == 512 * 384 * 192 * 2 * 2
 
 
 def test_known_gpus_are_plausible() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,6 +26,34 @@ def test_this_machine_has_rates_and_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert here.peak("bf16") == here.bf16
     assert here.bandwidth > 1e8
     assert here.memory > 1e8
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/job/step\n", {"job/memory.max": "3000000"}, 3_000_000),
+        ("0::/job/step\n", {"job/memory.max": "3000000", "job/step/memory.max": "max"}, 3_000_000),
+        ("0::/unseen\n", {"memory.max": "2000000\n"}, 2_000_000),
+        ("4:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": "5000000"}, 5_000_000),
+        ("3:cpu:/job\n", {"memory/memory.limit_in_bytes": "4000000"}, 4_000_000),
+        ("0::/job\n", {"job/memory.max": "max"}, None),
+        ("0::/job\n", {"job/memory.max": str(2**63 - 4096)}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_control_group_bounds_the_memory(
+    groups: str | None, limits: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    for name, text in limits.items():
+        path = tmp_path / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    if groups is not None:
+        (tmp_path / "proc/self").mkdir(parents=True)
+        (tmp_path / "proc/self/cgroup").write_text(groups)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    assert machines.memory_bytes(tmp_path) == (expected or machine)
 
 
 def test_a_real_step_is_timed_on_crops_that_are_nowhere_constant() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.masked import MaskedAutoencoder, SimMIM
 from mim3d.objectives.segmentation import Segmentation
+from mim3d.workflows.plan import trace
 from mim3d.workflows.plan.trace import Trace, trace_step, without_content
 
 SPACING = (1.0, 1.5, 2.5)
@@ -107,6 +109,17 @@ def test_all_three_kinds_of_attention_have_the_same_flop() -> None:
 
     assert set(cpu) == {traced(build).forward_flop}
     assert attention.choose_attention(torch.device("cpu"), torch.bfloat16, 54) == "plain"
+
+
+def test_other_threads_keep_their_attention_while_a_gpu_is_planned_for() -> None:
+    def asked() -> str:
+        return attention.choose_attention(torch.device("cpu"), torch.bfloat16, 54)
+
+    with ThreadPoolExecutor(1) as other, trace._attention_of(on_gpu=True):
+        here, there = asked(), other.submit(asked).result()
+
+    assert (here, there) == ("sdpa", "plain")
+    assert asked() == "plain"
 
 
 def test_flop_are_what_torchs_counter_finds_on_the_meta_device() -> None:

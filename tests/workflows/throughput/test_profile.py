@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mim3d.workflows.throughput.profile import (
     expected_seconds,
     profile,
 )
+from mim3d.workflows.throughput.race import require
 from mim3d.workflows.throughput.stage import SMALLEST, Scene
 
 CPU = torch.device("cpu")
@@ -62,6 +64,27 @@ def test_without_the_step_there_is_nothing_to_have_a_share_of(ceilings, tmp_path
 
     assert store.share is None
     assert memory.share is None
+
+
+def test_a_stage_whose_results_differ_is_left_out_and_said_so(ceilings, tmp_path, monkeypatch):
+    class Told(Silent):
+        def warn(self, text: str) -> None:
+            said.append(text)
+
+    def differing(_: object) -> Iterator[object]:
+        require(False, "volumes that were read")
+        yield
+
+    said: list[str] = []
+    monkeypatch.setitem(STAGES, "read", differing)
+
+    lines = profile(
+        scene(tmp_path, against_monai=False), ceilings, ["read", "crop"], Told(), repeats=1
+    )
+
+    assert {line.stage for line in lines} == {"crop"}
+    assert len(said) == 1
+    assert "volumes that were read" in said[0]
 
 
 def test_results_are_compared_with_monai_before_the_race(ceilings, tmp_path):
