@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mim3d
 from mim3d.data.cohort import Case
 from mim3d.data.prepare.job import Work, case_as_json, peek, prepare_or_keep
 from mim3d.data.prepare.keys import size
@@ -115,7 +114,7 @@ class _Process:
     """One worker and the pipes to it."""
 
     def __init__(self, work: Work) -> None:
-        root = str(Path(next(iter(mim3d.__path__))).parent)
+        root = str(Path(__file__).resolve().parents[3])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         # One thread each: the processes share the cores.
