@@ -39,19 +39,21 @@ class Job:
     Args:
         stage: of a run.
         what: sizes and networks.
-        contestants: MONAI's first.
+        contestants: the other side's first.
         is_warm: whether comparing has run every network in every precision already.
+        other: whom we race against.
     """
 
     stage: str
     what: str
     contestants: Sequence[Contestant]
     is_warm: bool = False
+    other: str = "MONAI"
 
 
 @dataclass(frozen=True)
 class Row:
-    """The times of one contestant, and how many times as long MONAI took in the same repeat.
+    """The times of one contestant, and how many times as long the other side took in a repeat.
 
     Args:
         stage: as in `Job`.
@@ -59,8 +61,8 @@ class Row:
         contestant: its name.
         equality: how its result compares with MONAI's.
         ms: milliseconds of a call, one a repeat.
-        s: MONAI as shipped / this, one a repeat; empty for MONAI as shipped itself.
-        t: MONAI tuned / this, one a repeat; empty for MONAI.
+        s: the other side as shipped / this, one a repeat; empty for that itself.
+        t: the other side tuned / this, one a repeat; empty for the other side.
     """
 
     stage: str
@@ -80,6 +82,7 @@ def race(job: Job, repeats: int, device: torch.device) -> list[Row]:
     for repeat in range(repeats):
         for one in job.contestants if repeat % 2 == 0 else reversed(job.contestants):
             times[one.name].append(1e3 * seconds(one, repeat, device) / one.calls)
+    shipped, tuned = f"{job.other} as shipped", f"{job.other} tuned"
     return [
         Row(
             job.stage,
@@ -87,8 +90,8 @@ def race(job: Job, repeats: int, device: torch.device) -> list[Row]:
             one.name,
             one.equality,
             times[one.name],
-            s=[] if one.name.startswith(SHIPPED) else ratios(times, SHIPPED, one.name),
-            t=[] if one.name.startswith((SHIPPED, TUNED)) else ratios(times, TUNED, one.name),
+            s=[] if one.name.startswith(shipped) else ratios(times, shipped, one.name),
+            t=[] if one.name.startswith((shipped, tuned)) else ratios(times, tuned, one.name),
         )
         for one in job.contestants
     ]
