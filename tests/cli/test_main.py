@@ -288,7 +288,8 @@ def test_warnings_of_mim3d_are_lines_and_those_of_libraries_are_for_verbose(
 
 
 SLEEPING = """
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
 module = types.ModuleType("mim3d.workflows.info")
 def info(path, reporter):
     import time
