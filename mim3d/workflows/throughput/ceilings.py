@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mim3d.training.fabric import float32_matmul
 from mim3d.workflows.throughput.clock import fastest
 
 Limit = Literal["bf16", "fp32", "copy", "read", "write", "inflate"]
@@ -103,8 +104,9 @@ def measure_ceilings(
         bf16, best = max((product_rate(shape, torch.bfloat16, device, seconds), shape)
                          for shape in shapes)  # fmt: skip
     rates, errors = {}, {}
-    for precision in ("highest", "medium"):
-        with matmul_precision(precision):
+    words: tuple[Literal["highest", "medium"], ...] = ("highest", "medium")
+    for precision in words:
+        with float32_matmul(precision):
             rates[precision] = max(product_rate(shape, torch.float32, device, seconds)
                                    for shape in shapes)  # fmt: skip
             errors[precision] = product_error(device)
@@ -181,17 +183,6 @@ def inflate_rate(seconds: float) -> float:
     return voxels.nbytes / fastest(
         lambda: room.decompress(squeezed, bufsize=voxels.nbytes), torch.device("cpu"), seconds
     )
-
-
-@contextlib.contextmanager
-def matmul_precision(word: str) -> Iterator[None]:
-    """Torch's setting for fp32 matrix products inside."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(word)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _host_to_device(device: torch.device, seconds: float) -> float:
