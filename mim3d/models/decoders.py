@@ -89,38 +89,48 @@ class SkipDecoder(nn.Module):
 
 
 class SkipSegmenter(nn.Module):
-    """What decoders with skips share: a trunk, logits, and logits on coarser grids in training.
+    """A trunk with skips, logits, and in training logits on coarser grids.
 
-    A subclass makes `trunk` and `out`, and says how features become logits.
+    Args:
+        config: the decoder's section.
+        encoder: whose hidden states are read.
+        outputs: classes or regions.
+        factor: voxels along each axis that enter as channels of one, and leave by a pixel shuffle:
+            the trunk ends at that resolution.
     """
 
-    trunk: SkipDecoder
-    out: nn.Conv3d
-
-    def __init__(self, config: DecoderConfig, depth: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, encoder: VolumeViT, outputs: int, factor: Triple
+    ) -> None:
         super().__init__()
-        self.taps = tap_numbers(config, depth)
+        self.taps = tap_numbers(config, encoder.depth)
+        self.factor = factor
+        sub_voxels = math.prod(factor)
+        features = max(factor) * config.feature_size
+        x, y, z = (edge // side for edge, side in zip(encoder.patch, factor, strict=True))
+        self.trunk = SkipDecoder(
+            Taps(self.taps, encoder.depth, encoder.width, config.tap_norm),
+            encoder.width,
+            (x, y, z),
+            encoder.channels * sub_voxels,
+            features,
+        )
         self.dropout = nn.Dropout3d(config.dropout)
-        self.coarse = nn.ModuleList()
-
-    def _supervise(self, levels: int, outputs: int) -> None:
-        """Makes a head for each of so many levels below the finest."""
-        sizes = self.trunk.sizes[1:]
-        if not 0 <= levels <= len(sizes):
+        self.out = nn.Conv3d(features, outputs * sub_voxels, 1)
+        # The sub-filters of a class start equal: otherwise logits begin with a pattern of period 2.
+        with torch.no_grad():
+            for parameter in (self.out.weight, self.out.bias):
+                assert parameter is not None
+                parameter.copy_(parameter[::sub_voxels].repeat_interleave(sub_voxels, dim=0))
+        coarser = self.trunk.sizes[1:]
+        if not 0 <= config.deep_supervision <= len(coarser):
             raise ConfigError(
-                f"`decoder.deep_supervision` is {levels}, this decoder has {len(sizes)} coarser "
-                "levels",
+                f"`decoder.deep_supervision` is {config.deep_supervision}, this decoder has "
+                f"{len(coarser)} coarser levels",
                 code="deep-supervision",
             )
-        self.coarse.extend(nn.Conv3d(size, outputs, 1) for size in sizes[:levels])
-
-    def _features(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
-        """Features of every level, finest first, on whole patches."""
-        raise NotImplementedError
-
-    def _logits(self, features: Tensor, voxels: Tensor) -> Tensor:
-        """Logits `b k x y z` of the voxels' own size, from the finest features."""
-        raise NotImplementedError
+        heads = coarser[: config.deep_supervision]
+        self.coarse = nn.ModuleList(nn.Conv3d(size, outputs, 1) for size in heads)
 
     def forward(self, states: HiddenStates, voxels: Tensor) -> Tensor:
         """Logits `b k x y z` of the voxels' own size."""
@@ -135,28 +145,21 @@ class SkipSegmenter(nn.Module):
         heads = zip(self.coarse, coarser, strict=False)
         return [self._logits(finest, voxels), *(head(features) for head, features in heads)]
 
+    def _features(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
+        """Features of every level, finest first, on whole patches."""
+        deep = space_to_depth(padded(voxels, states.grid), self.factor)
+        features: list[Tensor] = self.trunk(states, deep)
+        return features
+
+    def _logits(self, features: Tensor, voxels: Tensor) -> Tensor:
+        return cut_back(depth_to_space(self.out(self.dropout(features)), self.factor), voxels)
+
 
 class UnetrDecoder(SkipSegmenter):
     """UNETR's decoder with logits at full resolution."""
 
     def __init__(self, config: DecoderConfig, encoder: VolumeViT, outputs: int) -> None:
-        super().__init__(config, encoder.depth)
-        self.trunk = SkipDecoder(
-            Taps(self.taps, encoder.depth, encoder.width, config.tap_norm),
-            encoder.width,
-            encoder.patch,
-            encoder.channels,
-            config.feature_size,
-        )
-        self.out = nn.Conv3d(config.feature_size, outputs, 1)
-        self._supervise(config.deep_supervision, outputs)
-
-    def _features(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
-        features: list[Tensor] = self.trunk(states, padded(voxels, states.grid))
-        return features
-
-    def _logits(self, features: Tensor, voxels: Tensor) -> Tensor:
-        return cut_back(self.out(self.dropout(features)), voxels)
+        super().__init__(config, encoder, outputs, (1, 1, 1))
 
 
 class HalfDecoder(SkipSegmenter):
@@ -167,36 +170,10 @@ class HalfDecoder(SkipSegmenter):
     """
 
     def __init__(self, config: DecoderConfig, encoder: VolumeViT, outputs: int) -> None:
-        super().__init__(config, encoder.depth)
         ladder = level_strides(encoder.patch)
         if not ladder:
             raise ConfigError("`decoder.name half` needs patches of 2 voxels or more along an axis")
-        self.factor = ladder[-1]
-        sub_voxels = math.prod(self.factor)
-        x, y, z = (edge // f for edge, f in zip(encoder.patch, self.factor, strict=True))
-        features = 2 * config.feature_size
-        self.trunk = SkipDecoder(
-            Taps(self.taps, encoder.depth, encoder.width, config.tap_norm),
-            encoder.width,
-            (x, y, z),
-            encoder.channels * sub_voxels,
-            features,
-        )
-        self.out = nn.Conv3d(features, outputs * sub_voxels, 1)
-        # The sub-filters of a class start equal: otherwise logits begin with a pattern of period 2.
-        with torch.no_grad():
-            for parameter in (self.out.weight, self.out.bias):
-                assert parameter is not None
-                parameter.copy_(parameter[::sub_voxels].repeat_interleave(sub_voxels, dim=0))
-        self._supervise(config.deep_supervision, outputs)
-
-    def _features(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
-        deep = space_to_depth(padded(voxels, states.grid), self.factor)
-        features: list[Tensor] = self.trunk(states, deep)
-        return features
-
-    def _logits(self, features: Tensor, voxels: Tensor) -> Tensor:
-        return cut_back(depth_to_space(self.out(self.dropout(features)), self.factor), voxels)
+        super().__init__(config, encoder, outputs, ladder[-1])
 
 
 class LightDecoder(nn.Module):
