@@ -1,7 +1,7 @@
 """Everything that a GPU can tell of mim3d's speed, in one command of ten minutes.
 
     python benchmarks/throughput/gpu.py --budget 540 --out benchmarks/throughput/results
-    python benchmarks/throughput/gpu.py --smoke --out /tmp/smoke      # on a CPU: does it all run?
+    python benchmarks/throughput/gpu.py --smoke --out smoke      # on a CPU: does it all run?
 
 Needs torch, numpy and this checkout; MONAI's columns are there if `import monai` works. Sections
 run in the order of their value. Results are written anew behind each of them, so that a run which
