@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from mim3d.training.run import read_status
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
+FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Without it restarted processes read the addresses of the dead ones (pytorch#135712). With it the
+first process takes a port some seconds after it was found free, so only restarts ask for it."""
 
 
 def run(
@@ -34,18 +37,15 @@ def run(
         options = ["--standalone", f"--nproc_per_node={world}", f"--max-restarts={restarts}"]
         command += ["-m", "torch.distributed.run", *options]
     folder.mkdir(exist_ok=True)
-    subprocess.run(
+    done = subprocess.run(
         [*command, str(PROGRAM), str(folder), trouble, strategy, kind, str(accumulation)],
-        check=True,
+        check=False,
         timeout=240,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            # Without it restarted processes read the addresses of the dead ones (pytorch#135712).
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        },
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(FRESH_STORE if restarts else {})},
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(world)]
 
 
