@@ -29,8 +29,8 @@ from mim3d.config.sections import (
     AugmentationConfig,
     DataConfig,
     EncoderConfig,
-    MaskedConfig,
     OptimConfig,
+    PretextConfig,
 )
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.data.feed import Feed, make_feed
@@ -107,7 +107,7 @@ def stepper(options: argparse.Namespace) -> Callable[[CropBatch, int], None]:
     encoder = EncoderConfig(options.preset, patch=(edge, edge, edge),
                             channels=1, default_spacing_mm=(0.8, 0.8, 1.5))  # fmt: skip
     task = MaskedAutoencoder(
-        VolumeViT(encoder), MaskedConfig(decoder="cross", decode_fraction=0.25)
+        VolumeViT(encoder), PretextConfig(decoder="cross", decode_fraction=0.25)
     )
     task.to(options.device)
     optimiser = build_optimiser(trainable(task), OptimConfig(lr=1e-4))

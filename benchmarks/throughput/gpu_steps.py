@@ -12,7 +12,7 @@ from gpu_frame import Bench, fresh, growing, milliseconds, peak_gb
 from gpu_trace import parts_of
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, MaskedConfig, SegmentationConfig
+from mim3d.config.sections import DecoderConfig, PretextConfig, SegmentationConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Task
@@ -27,8 +27,8 @@ from mim3d.workflows.throughput.work import step_flop
 
 QUARTER = "cross, a quarter"
 DECODERS = {
-    QUARTER: MaskedConfig(decoder="cross", decode_fraction=0.25, decoder_heads=12),
-    "full": MaskedConfig(decoder_heads=12),
+    QUARTER: PretextConfig(decoder="cross", decode_fraction=0.25, decoder_heads=12),
+    "full": PretextConfig(decoder_heads=12),
 }
 COMPILING_SECONDS = 70.0
 """What one compiled configuration takes, most of it compiling."""

@@ -33,8 +33,8 @@ from mim3d.config.sections import (
     DataConfig,
     DecoderConfig,
     EncoderConfig,
-    MaskedConfig,
     OptimConfig,
+    PretextConfig,
     TrainingConfig,
 )
 from mim3d.foundation.atomic import write_json
@@ -49,11 +49,11 @@ from mim3d.workflows.throughput.clock import elapsed
 
 STEPS = 3
 GPU_STEPS = 10
-QUARTER = MaskedConfig(decoder="cross", decode_fraction=0.25)
+QUARTER = PretextConfig(decoder="cross", decode_fraction=0.25)
 OPTIM = OptimConfig(ema=0.0)
 
 
-def masked(preset: Any, edge: int, batch: int, objective: MaskedConfig) -> PretrainPlanConfig:
+def masked(preset: Any, edge: int, batch: int, objective: PretextConfig) -> PretrainPlanConfig:
     """MAE on crops of 96 cubed."""
     encoder = EncoderConfig(preset=preset, patch=(edge, edge, edge))
     training = TrainingConfig(batch_size=batch)
@@ -72,9 +72,9 @@ def segmenter(decoder: Any, batch: int) -> FinetunePlanConfig:
 
 
 JOBS: dict[str, AnyPlanConfig] = {
-    "mae small/16 full": masked("small", 16, 8, MaskedConfig()),
+    "mae small/16 full": masked("small", 16, 8, PretextConfig()),
     "mae small/16 quarter": masked("small", 16, 8, QUARTER),
-    "mae tiny/8 full": masked("tiny", 8, 2, MaskedConfig()),
+    "mae tiny/8 full": masked("tiny", 8, 2, PretextConfig()),
     "mae tiny/8 quarter": masked("tiny", 8, 4, QUARTER),
     "finetune unetr": segmenter("unetr", 1),
     "finetune half": segmenter("half", 2),
@@ -84,7 +84,7 @@ JOBS: dict[str, AnyPlanConfig] = {
 
 GPU_JOBS: dict[str, AnyPlanConfig] = {
     "gpu mae base/8 quarter": masked("base", 8, 64, QUARTER),
-    "gpu mae base/8 full": masked("base", 8, 64, MaskedConfig()),
+    "gpu mae base/8 full": masked("base", 8, 64, PretextConfig()),
     "gpu mae large/16 quarter": masked("large", 16, 256, QUARTER),
     "gpu mae small/16 quarter": masked("small", 16, 512, QUARTER),
     "gpu finetune unetr": segmenter("unetr", 8),

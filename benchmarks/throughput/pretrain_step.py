@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from script import run
 
-from mim3d.config.sections import MaskedConfig
+from mim3d.config.sections import PretextConfig
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.masked import MaskedAutoencoder
 from mim3d.workflows.throughput import monai
@@ -45,7 +45,7 @@ def masked_job(
         device: where it runs.
     """
     encoder = monai.plain_encoder(preset, edge, SIDE, class_token=True)
-    full = MaskedConfig(decoder_width=width, decoder_heads=12)
+    full = PretextConfig(decoder_width=width, decoder_heads=12)
     quarter = replace(full, decoder="cross", decode_fraction=0.25)
     light = replace(quarter, decoder_width=width // 2, decoder_depth=2, decoder_heads=6)
     task = MaskedAutoencoder(VolumeViT(encoder), full).to(device)

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, MaskedConfig, OptimConfig, TrainingConfig
+from mim3d.config.sections import EncoderConfig, OptimConfig, PretextConfig, TrainingConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.randomness import generator
@@ -105,7 +105,7 @@ def train(folder: Path, strategy: Any, options: argparse.Namespace) -> None:
         log_every=1,
         pictures_every=0,
     )
-    task = MaskedAutoencoder(VolumeViT(encoder), MaskedConfig(decoder_width=96, decoder_heads=2))
+    task = MaskedAutoencoder(VolumeViT(encoder), PretextConfig(decoder_width=96, decoder_heads=2))
     with Run.create_or_continue(folder / "run", {"training": {"device": "cpu"}}) as run:
         began = time.process_time()
         result = fit(task, Crops(), OptimConfig(lr=1e-4), training, run, reporter=Silent())

@@ -13,7 +13,7 @@ import torch
 from script import run
 from torch import Tensor, nn
 
-from mim3d.config.sections import MaskedConfig
+from mim3d.config.sections import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.masked import SimMIM
@@ -23,7 +23,7 @@ from mim3d.workflows.throughput.inputs import SIDE, batches, moment
 from mim3d.workflows.throughput.race import Job
 from mim3d.workflows.throughput.steps import our_step
 
-CONFIG = MaskedConfig(name="simmim", mask_ratio=0.75, loss="l1")
+CONFIG = PretextConfig(name="simmim", mask_ratio=0.75, loss="l1")
 
 
 class TheirSimMIM(nn.Module):

@@ -177,6 +177,7 @@ def _benchmark(call: Call) -> Result:
 
     return benchmark(
         call.word("KIND"),
+        source=next(iter(call.words["CONFIG"]), None),
         out=call.out,
         config=call.config,
         reporter=call.reporter,
@@ -226,7 +227,7 @@ VERBS: dict[str, Verb] = {
         needs_out=True,
     ),
     "pretrain": Verb(
-        summary="from a store to a pre-trained encoder; labels are never read",
+        summary="from a store to a pre-trained encoder, which never learns from labels",
         story="Trains the encoder to predict masked voxels. The same command continues an "
         "unfinished run.",
         examples=(
@@ -308,18 +309,26 @@ VERBS: dict[str, Verb] = {
         switches=frozenset({"out", "verb", "json"}),
     ),
     "benchmark": Verb(
-        summary="what each stage costs on this machine, and what its limit is",
+        summary="what each stage costs on this machine; which pre-training pays",
         story="`throughput` times every stage, from reading a file to evaluating a prediction, on "
         "a synthetic cohort in a temporary folder: beside this machine's own limits, and in turns "
-        "with MONAI where that is installed.",
+        "with MONAI where that is installed. `convergence` pre-trains by every method that CONFIG "
+        "lists under one budget, fine-tunes from each and from scratch by one recipe at every "
+        "label fraction, and reports how much faster and how much better; the same command goes "
+        "on, and several share the runs with `--shard`.",
         examples=(
             "mim3d benchmark throughput",
             "mim3d benchmark throughput --stages pretrain,finetune --out here.json",
             "mim3d benchmark throughput --quick false --threads 8",
+            "mim3d benchmark convergence convergence.yaml --out runs/convergence --dry_run",
+            "mim3d benchmark convergence convergence.yaml --out runs/convergence --shard 0/4",
         ),
         run=_benchmark,
         config=BenchmarkConfig,
-        positionals=(Positional("KIND", "`throughput`"),),
+        positionals=(
+            Positional("KIND", "`throughput` or `convergence`"),
+            Positional("CONFIG", "`convergence`: a YAML file that lists the arms", least=0),
+        ),
         switches=frozenset({"out", "dry_run", "config", "json"}),
     ),
 }  # fmt: skip
@@ -329,7 +338,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "device": ("training.device", "throughput.device"),
     "precision": ("training.precision",),
     "steps": ("training.steps",),
-    "store": ("data.store",),
+    "store": ("data.store", "convergence.store"),
     "labels": ("data.labels",),
     "fold": ("data.fold",),
     "workers": ("data.workers", "prepare.workers"),
@@ -350,5 +359,6 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "quick": ("throughput.quick",),
     "repeats": ("throughput.repeats",),
     "threads": ("training.threads", "throughput.threads"),
+    "shard": ("convergence.shard",),
 }
 """Short names: each stands for the first of its settings that the verb has."""

@@ -75,7 +75,7 @@ def read_config(
         ConfigError: the file is missing, too large or too deep; a key is unknown or given twice; a
             value has the wrong type.
     """
-    return _built(kind(), _said(path_or_name, kind, overrides))
+    return built(kind(), _said(path_or_name, kind, overrides))
 
 
 def said_keys(
@@ -98,9 +98,9 @@ def _said(
     entries: dict[str, Entry] = {}
     if path_or_name is not None:
         path = locate(path_or_name, title(kind))
-        root = parse(_text_of(path), f"`{path}`")
+        root = parse(text_of(path), f"`{path}`")
         if root is not None:
-            entries.update(_Section(kind, f"`{path}`").entries(root, kind))
+            entries.update(Section(kind, f"`{path}`").entries(root, kind))
     for key, value in (overrides or {}).items():
         check_key(key, kind)
         is_text = isinstance(value, str)
@@ -120,7 +120,7 @@ def from_mapping(mapping: Mapping[str, Any], kind: type[Config], *, where: str) 
     entries = {key: Entry(value, place) for key, value in _flat(mapping, kind)}
     for key in entries:
         check_key(key, kind, place)
-    return _built(kind(), entries)
+    return built(kind(), entries)
 
 
 def _flat(mapping: Mapping[str, Any], kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -135,7 +135,12 @@ def _flat(mapping: Mapping[str, Any], kind: type, prefix: str = "") -> Iterator[
 # From text to nodes
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        ConfigError: it cannot be read, is too large or is not UTF-8.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -202,8 +207,14 @@ def _check_events(text: str, source: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Section:
-    """One section of a file: `root` is the config class of the file, `prefix` the section's key."""
+class Section:
+    """One section of a file.
+
+    Args:
+        root: the config class of the file.
+        source: what messages call the file.
+        prefix: the section's key and a dot; empty for the whole file.
+    """
 
     root: type
     source: str
@@ -211,15 +222,10 @@ class _Section:
 
     def entries(self, node: yaml.Node, kind: type) -> Iterator[tuple[str, Entry]]:
         """The settings below a node by dotted key."""
-        seen: dict[str, int] = {}
-        for name_node, value in self._pairs(node):
-            name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "[...]"
-            key, place = f"{self.prefix}{name}", self._place(name_node)
-            if name in seen:
-                what = f"`{key}`{place} was given before, in line {seen[name]}"
-                raise ConfigError(what, remedy="keep one of the two", code="config")
-            seen[name] = name_node.start_mark.line + 1
-            hint = hints(kind).get(name)
+        for name, place, value in self.pairs(node):
+            key, hint = f"{self.prefix}{name}", hints(kind).get(name)
+            if hint is None and key in getattr(kind, "APART", ()):
+                continue  # whoever knows that section reads it by itself
             if hint is None and "." in name and key in settings(self.root):
                 section, _, last = key.rpartition(".")
                 what = f"`{key}`{place} must be written as `{last}:` below `{section}:`"
@@ -230,6 +236,18 @@ class _Section:
             else:
                 check_key(key, self.root, place)
                 yield key, Entry(_plain(value), place)
+
+    def pairs(self, node: yaml.Node) -> Iterator[tuple[str, str, yaml.Node]]:
+        """Name, place and node of each line below a node; a name stands there once."""
+        seen: dict[str, int] = {}
+        for name_node, value in self._pairs(node):
+            name = name_node.value if isinstance(name_node, yaml.ScalarNode) else "[...]"
+            place = self._place(name_node)
+            if name in seen:
+                what = f"`{self.prefix}{name}`{place} was given before, in line {seen[name]}"
+                raise ConfigError(what, remedy="keep one of the two", code="config")
+            seen[name] = name_node.start_mark.line + 1
+            yield name, place, value
 
     def _pairs(self, node: yaml.Node) -> list[tuple[yaml.Node, yaml.Node]]:
         if isinstance(node, yaml.MappingNode):
@@ -327,7 +345,8 @@ def check_key(key: str, kind: type, place: str = "") -> None:
     )
 
 
-def _built(default: Config, entries: Mapping[str, Entry]) -> Config:
+def built(default: Config, entries: Mapping[str, Entry]) -> Config:
+    """A config with some settings replaced, each as the type of its field."""
     known = settings(type(default))
     values = {key: _typed(key, entry, known[key]) for key, entry in entries.items()}
     return _replaced(default, values, "")
@@ -342,6 +361,15 @@ def _typed(key: str, entry: Entry, hint: Any) -> Any:
             remedy=_meant(entry.value, hint),
             code="wrong-type",
         ) from None
+
+
+def typed_node(name: str, place: str, node: yaml.Node, hint: Any) -> Any:
+    """What stands at one place of a file, as its type.
+
+    Raises:
+        ConfigError: the value is of another type.
+    """
+    return _typed(name, Entry(_plain(node), place), hint)
 
 
 def _meant(value: Any, hint: Any) -> str | None:

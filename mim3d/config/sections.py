@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Triple = tuple[int, int, int]
@@ -31,6 +31,9 @@ class DataConfig:
     none is all. The draws of one seed are nested."""
     fold: int | None = None
     """Validate on this fold of 5 (0 to 4) of all labelled subjects instead of the stored list."""
+    inner_fold: int | None = None
+    """Judge on this fifth (0 to 4) of the training subjects instead of the validation list, and
+    train on the rest: for choosing rates and the like."""
     selection_fraction: float = 0.0
     """Share of the training subjects kept aside to choose the `best` checkpoint by. With 0 nothing
     is chosen and `best` is the last one: the validation list only reports."""
@@ -148,12 +151,83 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class MaskedConfig:
-    """The pretext task: predict masked voxels."""
+class ContrastConfig:
+    """What the objectives that compare views of a crop share, and what each weighs."""
 
-    name: Literal["mae", "simmim"] = "mae"
+    min_overlap: float = 0.6
+    """Smallest share of a crop's voxels that both views see, 0 to 1; 1 is the same place."""
+    projector_width: int = 512
+    """Width of the projector's inner layers, and of the predictor's."""
+    projector_depth: int = 2
+    """Linear layers of the projector."""
+    projector_out: int = 128
+    """Width of what is compared."""
+    temperature: float = 0.1
+    """SimCLR and MoCo v3: divides the similarities."""
+    momentum: float = 0.99
+    """MoCo v3, BYOL, VoCo: decay of the momentum encoder at the start; it grows to 1 by a cosine.
+    """
+    centre_momentum: float = 0.9
+    """BYOL: decay of the mean that is taken from the momentum encoder's projections, in place of
+    BatchNorm; 1 takes none."""
+    invariance_weight: float = 25.0
+    """VICReg: weight of the distance between views."""
+    variance_weight: float = 25.0
+    """VICReg: weight of the hinge on each dimension's deviation."""
+    covariance_weight: float = 1.0
+    """VICReg: weight of the covariances between dimensions."""
+    base_crops: Triple = (2, 2, 2)
+    """VoCo: base crops that a crop is divided into along x, y, z."""
+    windows: int = 4
+    """VoCo: windows of a base crop's size whose place in the crop is predicted."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Self-distillation (`dino`, `smit`): a running mean of the network teaches it."""
+
+    views: int = 2
+    """`smit`: 2 is two views of a crop, each taught by the other as a whole; 1 is one view, taught
+    by itself unmasked, at half the cost. `dino` always has 2."""
+    momentum: float = 0.99
+    """Decay of the running mean at the start; it grows to 1 by a cosine."""
+    prototypes: int = 1024
+    """Outputs of the head, over which student and teacher are compared."""
+    head_width: int = 512
+    """Width of the head's inner layers."""
+    head_depth: int = 2
+    """Linear layers of the head before the prototypes."""
+    bottleneck: int = 128
+    """Width before the prototypes, normalised to length 1."""
+    student_temperature: float = 0.1
+    """Divides the student's logits."""
+    teacher_temperature: tuple[float, float] = (0.03, 0.03)
+    """Divides the teacher's: at the start, and after the first third of the run. Published: 0.04 to
+    0.07, which small batches and short runs leave undecided."""
+    centre_momentum: float = 0.9
+    """Decay of the mean that is taken from the teacher's logits."""
+    voxel_weight: float = 1.0
+    """`smit`: weight of the reconstruction of masked voxels; 0 is iBOT (arXiv:2111.07832)."""
+    token_weight: float = 0.1
+    """`smit`: weight of the teacher's answer at each masked token; 0 does without."""
+    global_weight: float = 0.1
+    """`smit`: weight of the teacher's answer for the whole of the other view; 0 does without."""
+
+
+@dataclass(frozen=True)
+class PretextConfig:
+    """The pretext task: what the encoder learns from without labels."""
+
+    name: Literal[
+        "mae", "simmim", "smit", "autoencoder", "denoising", "simclr", "mocov3", "byol", "vicreg",
+        "dino", "voco",
+    ] = "mae"  # fmt: skip
     """`mae` encodes visible tokens only and decodes with a small transformer (arXiv:2111.06377);
-    `simmim` encodes mask tokens too and predicts with one linear layer (arXiv:2111.09886)."""
+    `simmim` encodes mask tokens too and predicts with one linear layer (arXiv:2111.09886); `smit`
+    adds self-distillation to it (arXiv:2205.10342); `autoencoder` and `denoising` reconstruct every
+    voxel, from the crop or from one with noise; the others compare views of a crop: `simclr`
+    (arXiv:2002.05709), `mocov3` (arXiv:2104.02057), `byol` (arXiv:2006.07733), `vicreg`
+    (arXiv:2105.04906), `dino` (arXiv:2104.14294), `voco` (arXiv:2402.17300)."""
     mask_ratio: float = 0.75
     """Masked share of all valid tokens; counts are exact."""
     masking: Literal["uniform", "block"] = "uniform"
@@ -184,6 +258,26 @@ class MaskedConfig:
     """Attention heads of MAE's decoder."""
     final_norm: bool = True
     """Whether the encoder's final LayerNorm takes part in the pretext task (MIM-Med3D: no)."""
+    corruption: float = 0.5
+    """`denoising`: standard deviation of the noise on what the encoder sees, in normalised units.
+    """
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+
+@dataclass(frozen=True)
+class ProbesConfig:
+    """Looks at frozen features while pre-training: do they improve? They choose nothing."""
+
+    every: int | None = None
+    """Steps between two looks; 0 is never, none is ten times in a run."""
+    subjects: int = 12
+    """Labelled subjects of the training list, whose crops are looked at: two thirds to fit the
+    probes, one third to score them. Without labels only rank and reconstruction are looked at."""
+    crops: int = 24
+    """Crops in all; fewer where they are so large that 256 MiB do not hold them."""
+    neighbours: int = 10
+    """Of the k-nearest-neighbour probe."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +382,9 @@ class TrainingConfig:
     """Names the run: crops, masks, augmentation and initialisation follow from it."""
     validate_every: int = 0
     """Steps between validations; 0 is only at the end."""
+    validate_at: tuple[int, ...] = ()
+    """Further steps at which to validate, for example in a logarithmic grid; 0 is before the first
+    update."""
     checkpoint_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 20

@@ -148,6 +148,10 @@ def expectation(hint: Any) -> str:
 
 
 def _expected(hint: Any, plural: bool = False) -> str:
+    choices = alternatives(hint)
+    if len(choices) > 1:  # `int | float` is simply a number
+        some = [choice for choice in choices if choice is not int or float not in choices]
+        return " or ".join(_expected(choice, plural) for choice in some)
     if typing.get_origin(hint) is Literal:
         return ("of " if plural else "one of ") + ", ".join(f"`{word}`" for word in words(hint))
     if typing.get_origin(hint) is not tuple:

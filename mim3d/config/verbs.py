@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mim3d.config.read import ReadConfig
 from mim3d.config.sections import (
@@ -13,8 +13,9 @@ from mim3d.config.sections import (
     EncoderConfig,
     EvaluationConfig,
     InferenceConfig,
-    MaskedConfig,
     OptimConfig,
+    PretextConfig,
+    ProbesConfig,
     SegmentationConfig,
     TrainingConfig,
 )
@@ -71,14 +72,15 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """From a store to a pre-trained encoder; labels are never read."""
+    """From a store to a pre-trained encoder, which never learns from labels."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    objective: MaskedConfig = field(default_factory=MaskedConfig)
+    objective: PretextConfig = field(default_factory=PretextConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    probes: ProbesConfig = field(default_factory=ProbesConfig)
     init: str | None = None
     """Run to start from, or none."""
     init_checkpoint: Literal["last", "best"] = "last"
@@ -170,7 +172,49 @@ class ThroughputConfig:
 
 
 @dataclass(frozen=True)
+class ConvergenceConfig:
+    """Which pre-training lets fine-tuning converge faster, and what it cost."""
+
+    pretrain: str | None = None
+    """Config that every pre-training starts from: a path beside this file, or a name that ships."""
+    finetune: str | None = None
+    """Config of the fine-tuning, the same for every arm."""
+    store: str | None = None
+    """Folder made by `mim3d prepare`; none takes the store of those two configs."""
+    labels: tuple[int | float, ...] = (0.05, 0.1, 0.25, 1.0)
+    """Labelled subjects, as fractions (`0.1`) or numbers (`5`); nested within a replicate."""
+    replicates: int = 3
+    """Fine-tunings of each arm; they differ in which subjects have labels, in initialisation and in
+    the order of crops, and are the same ones for every arm."""
+    pretraining_seeds: int = 3
+    """Pre-trainings of each arm; replicate i starts from number i modulo this."""
+    folds: tuple[int, ...] = ()
+    """Replicate i is judged on one of these folds of 5 in turn; empty is the validation list."""
+    pretrain_per_fold: bool = False
+    """Pre-training does not see the volumes of the fold that judges either."""
+    budget: Literal["flop", "steps", "seconds"] = "flop"
+    """What every pre-training spends as much of as that of `budget_arm`. An arm that sets
+    `training.steps` of its pre-training itself keeps them."""
+    budget_arm: str = "mae"
+    """The arm whose pre-training is as long as its config says."""
+    points: int = 14
+    """Steps at which whole volumes are judged, evenly spaced in their logarithm, from step 10 to
+    the last; besides them step 0."""
+    rates: tuple[float, ...] = ()
+    """Learning rates of the fine-tuning to choose from for each arm by itself, on a fifth of the
+    training list; empty takes that of the config."""
+    threads: int | None = None
+    """Threads of a CPU process; none leaves them to the two configs."""
+    shard: str | None = None
+    """`i/n` with i from 0: of n commands that share the runs, which one this is."""
+
+
+@dataclass(frozen=True)
 class BenchmarkConfig:
-    """What this machine does, and how fast."""
+    """What this machine does, and how fast; which pre-training pays."""
+
+    APART: ClassVar[frozenset[str]] = frozenset({"arms"})
+    """Sections of a file that are not settings of this class (`mim3d.config.parts` reads them)."""
 
     throughput: ThroughputConfig = field(default_factory=ThroughputConfig)
+    convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)

@@ -280,17 +280,27 @@ def gaussian(key: int, count: int) -> Tensor:
 
 
 def gaussians(keys: Sequence[int], count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal numbers for each key, `b count` float32.
+    """Standard normal numbers for each key, `b count` float32."""
+    return normals(torch.tensor(keys, dtype=torch.int64).to(device, non_blocking=True), count)
+
+
+def normals(keys: Tensor, count: int) -> Tensor:
+    """Standard normal numbers for each key, where the keys are.
 
     Two hashed counters a pair, then Box and Muller's transform: the same on every device, which
     torch's own generators are not.
+
+    Args:
+        keys: `b`, int64.
+        count: numbers of each.
+
+    Returns:
+        `b count`, float32.
     """
     pairs = (count + 1) // 2
-    halves = torch.tensor(
-        [[_as_int32(key), _as_int32(key >> 32)] for key in keys], dtype=torch.int32
-    )
-    low, high = halves.to(device, non_blocking=True)[:, None].unbind(dim=2)
-    place = torch.arange(2 * pairs, dtype=torch.int32, device=device).mul_(-1640531527)
+    # The lower bits by a shift up and back, for a cast of what is too large is nowhere defined.
+    low, high = ((keys << 32) >> 32).int()[:, None], (keys >> 32).int()[:, None]
+    place = torch.arange(2 * pairs, dtype=torch.int32, device=keys.device).mul_(-1640531527)
     hashed = _mix(_mix(place + low).bitwise_xor_(high))
     # 23 bits and a half: inside (0, 1) and exact in float32
     uniform = hashed.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).float().add_(0.5).mul_(2.0**-23)

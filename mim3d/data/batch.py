@@ -15,12 +15,15 @@ class BatchNeeds:
     """What a task asks of its feed.
 
     Args:
-        views: crops of one place, each augmented by itself.
+        views: crops of one case under one id, each augmented by itself.
         labels: whether label maps are read.
+        min_overlap: smallest share of its voxels, 0 to 1, that every further view has in common
+            with the first, before either is augmented; 1 is the same place.
     """
 
     views: int = 1
     labels: bool = False
+    min_overlap: float = 1.0
 
 
 @dataclass(frozen=True)

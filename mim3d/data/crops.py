@@ -19,6 +19,7 @@ from torch import Tensor
 from mim3d.config.sections import DataConfig, Triple
 from mim3d.data.batch import IGNORE_INDEX
 from mim3d.data.interpolation import inside, interpolate, lines, nearest, places, stretch
+from mim3d.data.nearby import draw_nearby
 from mim3d.data.visits import Visit, VisitPlan, order
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
@@ -112,7 +113,8 @@ class SamplingPlan:
     Cases come in shuffled passes over the cohort, so every case is seen equally often; sample
     `index` of step `step` is number `step * batch_size + index` of that sequence. With
     `window_cases` it is visits of several crops that come in such passes (`visits.VisitPlan`). The
-    place is drawn from (seed, step, index, "crop").
+    place is drawn from (seed, step, index, "crop"), that of a further view v near it from (seed,
+    step, index, "crop/v").
 
     Args:
         cases: ids of the cohort; their order does not matter.
@@ -120,9 +122,10 @@ class SamplingPlan:
         seed: the run's.
         batch_size: crops of one step over all devices.
         open_case: gives the case of an id.
+        min_overlap: share of its voxels that a further view has in common with the first.
 
     Raises:
-        ConfigError: numbers of window or grid that cannot be.
+        ConfigError: numbers of window, grid or overlap that cannot be.
     """
 
     def __init__(
@@ -133,13 +136,16 @@ class SamplingPlan:
         seed: int,
         batch_size: int,
         open_case: Callable[[str], OpenCase],
+        min_overlap: float = 1.0,
     ) -> None:
         self.cases = tuple(sorted(cases))
         self.config = config
         self.seed = seed
         self.batch_size = batch_size
         self.open_case = open_case
+        self.min_overlap = min_overlap
         _check_grid(config)
+        _check_overlap(config, min_overlap)
         window = _checked_window(config, len(self.cases))
         self.visits = None if window is None else VisitPlan(len(cases), *window, batch_size, seed)
 
@@ -165,18 +171,23 @@ class SamplingPlan:
         passed, place = divmod(number, len(self.cases))
         return int(order(self.seed, passed, len(self.cases))[place])
 
-    def draw(self, step: int, index: int) -> CropPlan:
-        """The crop of one sample.
+    def draw(self, step: int, index: int, view: int = 0) -> CropPlan:
+        """The crop of one sample, or of a view of it.
 
         Args:
             step: step of the run, or `FIXED_STEP`.
             index: place in the global batch of the step.
+            view: number of the view; the first is the same however many there are.
         """
         case_id = self.case_id(step, index)
-        case = self.open_case(case_id)
-        random = RandomStream(self.seed, step).generator(index, "crop")
-        start, centre_class = _draw_start(case, self.config, random)
-        return CropPlan(case_id, start, self.config.crop_size, centre_class)
+        case, size = self.open_case(case_id), self.config.crop_size
+        stream = RandomStream(self.seed, step)
+        start, centre_class = _draw_start(case, self.config, stream.generator(index, "crop"))
+        if view == 0 or self.min_overlap == 1:
+            return CropPlan(case_id, start, size, centre_class)
+        random = stream.generator(index, f"crop/{view}")
+        possible = _possible_starts(case, self.config)
+        return CropPlan(case_id, draw_nearby(start, size, possible, self.min_overlap, random), size)
 
 
 def _checked_window(config: DataConfig, cases: int) -> tuple[int, int] | None:
@@ -206,6 +217,24 @@ def _check_grid(config: DataConfig) -> None:
         raise ConfigError(
             f"`data.origin_grid` needs `data.placement uniform`, not `{config.placement}`: crops "
             "around a voxel begin where it lies",
+            code="feed",
+        )
+
+
+def _check_overlap(config: DataConfig, min_overlap: float) -> None:
+    if not 0 <= min_overlap <= 1:
+        raise ConfigError(
+            f"`objective.contrast.min_overlap` must lie between 0 and 1, not {min_overlap}",
+            code="feed",
+        )
+    if config.origin_grid is None or min_overlap == 1:
+        return
+    reach = [(1 - min_overlap) * side for side in config.crop_size]
+    if all(grid > most for grid, most in zip(_triple(config.origin_grid), reach, strict=True)):
+        raise ConfigError(
+            f"`data.origin_grid` is wider than the {max(reach):.0f} voxels by which views may "
+            f"differ at `objective.contrast.min_overlap {min_overlap}`",
+            remedy="take a finer grid, or none, or less overlap",
             code="feed",
         )
 
@@ -245,6 +274,16 @@ def grid_starts(shape: int, size: int, low: int, high: int, grid: int) -> NDArra
     return np.unique(np.concatenate((np.arange(0, shape - size + 1, grid), [low, high])))
 
 
+def _possible_starts(case: OpenCase, config: DataConfig) -> list[NDArray[np.int64]]:
+    """Every start along each axis, on the grid if there is one."""
+    shape, size, grid = case.shape[1:], config.crop_size, config.origin_grid
+    low, high = start_range(shape, size, config.overhang)
+    if grid is None:
+        return [np.arange(first, last + 1) for first, last in zip(low, high, strict=True)]
+    axes = zip(shape, size, low.tolist(), high.tolist(), _triple(grid), strict=True)
+    return [grid_starts(*axis) for axis in axes]
+
+
 def _draw_start(
     case: OpenCase, config: DataConfig, random: np.random.Generator
 ) -> tuple[Triple, int | None]:
@@ -259,9 +298,7 @@ def _draw_start(
             centre_class = int(random.choice(present))
             centres = case.label_voxels(centre_class)
     if config.origin_grid is not None:
-        grid = _triple(config.origin_grid)
-        axes = zip(case.shape[1:], config.crop_size, low.tolist(), high.tolist(), grid, strict=True)
-        start = np.array([random.choice(grid_starts(*axis)) for axis in axes])
+        start = np.array([random.choice(starts) for starts in _possible_starts(case, config)])
     elif centres is None or len(centres) == 0:
         start = random.integers(low, high, endpoint=True)
     else:

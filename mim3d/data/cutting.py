@@ -118,7 +118,7 @@ class CropCutter:
             open_visit: gives the case of a visit; None reads it from its file.
         """
         samples = [(view, index) for view in range(self._needs.views) for index in indices]
-        plans = [self._plan.draw(step, index) for index in indices] * self._needs.views
+        plans = [self._plan.draw(step, index, view) for view, index in samples]
         # Crops are made in their places: memory of their own, and a copy, cost more than cutting.
         voxels = batch_memory((len(samples), self._channels, *self._plan.config.crop_size))
         crops = [

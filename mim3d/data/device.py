@@ -29,7 +29,7 @@ class DeviceCutter:
         plan: which case and place.
         sources: the cases.
         augmentation: what may happen to a crop.
-        views: crops of one place.
+        views: crops of one sample.
         changes: to labels.
     """
 

@@ -107,6 +107,7 @@ class Feed:
             seed=seed,
             batch_size=batch_size,
             open_case=self._sources.outline if self._streams else self._sources.open,
+            min_overlap=needs.min_overlap if needs.views > 1 else 1.0,
         )
         changes = label_changes(store, data, augmentation)
         self._cutter = CropCutter(

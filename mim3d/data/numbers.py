@@ -65,15 +65,15 @@ def draw_numbers(
         config: what may happen to a crop.
         step: of the run, or `FIXED_STEP`, at which nothing happens.
         indices: places in the global batch.
-        views: crops of one place, each augmented by itself.
+        views: crops of one sample, each with a place and an augmentation of its own.
     """
     size = plan.config.crop_size
-    drawn = [plan.draw(step, index) for index in indices]
     visits = [plan.visit(step, index) for index in indices]
     changes: list[augment.AugmentationPlan] = []
     matrices, orientations = [], []
     for view in range(views):
-        for crop, index in zip(drawn, indices, strict=True):
+        for index in indices:
+            crop = plan.draw(step, index, view)
             change = augment.AugmentationPlan()
             if step != FIXED_STEP:
                 random = RandomStream(plan.seed, step).generator(index, f"augment/{view}")

@@ -1,7 +1,8 @@
 """Who trains and who judges: lists by subject, drawn from hashes and seeds, never from order.
 
 A subject's place is a number in [0, 1) made of its id alone, so that adding subjects moves nobody.
-Validation is what lies below `validation_fraction`; fold k of 5 is the k-th fifth.
+Validation is what lies below `validation_fraction`; fold k of 5 is the k-th fifth. Only the inner
+folds, by which rates are chosen, are cut by rank: a short training list must not leave one empty.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ def fold_of(subject_id: str) -> int:
 def pretraining_cases(store: Store, data: DataConfig) -> tuple[str, ...]:
     """Cases to pre-train on, with labels or without; never those that judge.
 
-    With `data.fold` the subjects of that fold are left out, and the stored validation list is not.
+    With `data.fold` the subjects of that fold are left out, and the stored validation list is not;
+    with `data.inner_fold` those of that fifth are left out too.
 
     Raises:
         UserError: none.
     """
-    judging = _judging_subjects(store, data)
+    judging = _judging_subjects(store, data) | _choosing_subjects(store, data)
     parts = ("training",) if data.fold is None else ("training", "validation")
     chosen = tuple(
         e.case_id for e in _entries(store) if e.part in parts and e.subject_id not in judging
@@ -67,13 +69,14 @@ def training_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, ...]
     Args:
         store: the prepared cohort.
         data: `labels` is a number of subjects or a fraction of them; `fold` replaces the stored
-            lists.
+            lists; the subjects of `inner_fold` are left out.
         seed: names the draw of subjects; the draws of one seed are nested in each other.
 
     Raises:
         UserError: none, or fewer labelled subjects than asked for.
     """
-    pool = _labelled(store, data)
+    choosing = _choosing_subjects(store, data)
+    pool = tuple(case for case in _labelled(store, data) if store.subject(case) not in choosing)
     _some(pool, store, "no training case with labels")
     subjects = drawn_subjects((store.subject(case) for case in pool), data.labels, seed)
     return tuple(case for case in pool if store.subject(case) in subjects)
@@ -82,9 +85,15 @@ def training_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, ...]
 def validation_cases(store: Store, data: DataConfig) -> tuple[str, ...]:
     """Labelled cases that judge: the stored list, or one fold. May be empty.
 
+    With `data.inner_fold` it is that fifth of the labelled training subjects, and neither the
+    stored list nor the fold is looked at.
+
     Raises:
         UserError: the fold asked for is empty.
     """
+    if data.inner_fold is not None:
+        choosing = _choosing_subjects(store, data)
+        return tuple(case for case in _labelled(store, data) if store.subject(case) in choosing)
     judging = _judging_subjects(store, data)
     if data.fold is None:
         return tuple(e.case_id for e in _entries(store) if e.part == "validation" and e.has_label)
@@ -181,6 +190,31 @@ def _judging_subjects(store: Store, data: DataConfig) -> frozenset[str]:
             code="empty-fold",
         )
     return judging
+
+
+def _choosing_subjects(store: Store, data: DataConfig) -> frozenset[str]:
+    """The labelled training subjects of the inner fold; none where none is asked for."""
+    if data.inner_fold is None:
+        return frozenset()
+    if not 0 <= data.inner_fold < FOLDS:
+        raise ConfigError(f"`data.inner_fold` is 0 to {FOLDS - 1}, got {data.inner_fold}")
+    subjects = {store.subject(case) for case in _labelled(store, data)}
+    ordered = sorted(subjects, key=lambda subject: (_inner_place(subject), subject))
+    choosing = frozenset(ordered[data.inner_fold :: FOLDS])
+    if not choosing or len(ordered) < 2:
+        raise UserError(
+            f"inner fold {data.inner_fold} of {FOLDS} is empty: the training list has "
+            f"{len(ordered)} subjects with labels",
+            where=str(store.path),
+            remedy="use `--data.inner_fold 0`" if len(ordered) > 1 else None,
+            code="empty-fold",
+        )
+    return choosing
+
+
+def _inner_place(subject_id: str) -> float:
+    """Another place of the subject, independent of the one that makes validation and folds."""
+    return place(f"inner {subject_id}")
 
 
 def _filled(subjects: Iterable[str]) -> str:

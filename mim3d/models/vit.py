@@ -37,6 +37,7 @@ class HiddenStates:
         coordinates: `b n 3` or `1 n 3`, where *all* tokens of the grid lie, in the unit of the
             encoder's positions; decoders with positions of their own go by it.
         attention: weights of the blocks asked for, each `b h (k n) (k n)`, prefix first.
+        has_class_token: whether the first of `prefix` is one.
     """
 
     tokens: Tensor
@@ -46,6 +47,7 @@ class HiddenStates:
     prefix: Tensor | None
     coordinates: Tensor
     attention: tuple[Tensor, ...] = ()
+    has_class_token: bool = False
 
 
 class Replacement(NamedTuple):
@@ -154,9 +156,15 @@ class VolumeViT(nn.Module):
         tokens, tapped, maps = self._run(tokens, rotation, token_valid, taps, attention_maps)
         tokens = self.norm(tokens)
         k = self.prefix
-        prefix = tokens[:, :k] if k else None
         return HiddenStates(
-            tokens[:, k:], tapped, crop.grid, token_valid, prefix, coordinates, maps
+            tokens[:, k:],
+            tapped,
+            crop.grid,
+            token_valid,
+            prefix=tokens[:, :k] if k else None,
+            coordinates=coordinates,
+            attention=maps,
+            has_class_token=self.class_token is not None,
         )
 
     def _run(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import MaskedConfig
+from mim3d.config.sections import PretextConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
@@ -64,7 +64,7 @@ class Masked(Task):
 
     needs = BatchNeeds()
 
-    def __init__(self, encoder: VolumeViT, config: MaskedConfig) -> None:
+    def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
         super().__init__()
         if config.masking not in STRATEGIES:
             names = ", ".join(STRATEGIES)
@@ -89,24 +89,36 @@ class Masked(Task):
             batch: crops; labels are not looked at.
             moment: the keys of the masks follow from it and from the crops' ids.
         """
+        question = self.question(batch, moment)
+        return self.judged(self.predict(batch, question), question, batch, moment)
+
+    def question(self, batch: CropBatch, moment: Moment) -> Question:
+        """What this step asks of these crops."""
         cut = cut_crop(batch.voxels, batch.valid, self.encoder.patch)
-        split = self._split(cut.crop, moment.keys(batch, "mask"))
-        question = self._ask(batch, cut, split, self._asked(split, batch, moment))
-        predicted = self.predict(batch, question)
+        split = self._split(cut.crop, self._mask_keys(batch, moment))
+        return self._ask(batch, cut, split, self._asked(split, batch, moment))
+
+    def judged(
+        self, predicted: Tensor, question: Question, batch: CropBatch, moment: Moment
+    ) -> Outcome:
+        """The error of predicted patches `b q p`."""
         truth, kind = question.target.values, self.config.loss
         loss = weighted_mean(voxel_error(predicted, truth, kind), question.weights)
         logs = {
             "loss": loss.detach(),
             "mean_predictor": mean_predictor(truth, question.weights, kind),
-            "masked_share": _masked_share(split, cut.crop),
+            "masked_share": _masked_share(question.split, question.cut.crop),
         }
         if not moment.wants_pictures:
             return Outcome(loss, logs)
         if self.config.decode_fraction < 1:
-            question = self._ask(batch, cut, split, split.hidden)
+            question = self._ask(batch, question.cut, question.split, question.split.hidden)
             with torch.no_grad():
                 predicted = self.predict(batch, question)
         return Outcome(loss, logs, self._pictures(batch, question, predicted.detach()))
+
+    def _mask_keys(self, batch: CropBatch, moment: Moment) -> Tensor:
+        return moment.keys(batch, "mask")
 
     def _split(self, crop: PaddedCrop, keys: Tensor) -> TokenSplit:
         valid, ratio, rounding = crop.token_valid, self.config.mask_ratio, self.config.rounding
@@ -177,8 +189,8 @@ class MaskedAutoencoder(Masked):
         config: the pretext task; none is MAE's defaults.
     """
 
-    def __init__(self, encoder: VolumeViT, config: MaskedConfig | None = None) -> None:
-        config = config or MaskedConfig(name="mae")
+    def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
+        config = config or PretextConfig(name="mae")
         super().__init__(encoder, config)
         self.decoder = DECODERS[config.decoder](
             encoder,
@@ -212,8 +224,8 @@ class SimMIM(Masked):
         config: the pretext task; none is the defaults.
     """
 
-    def __init__(self, encoder: VolumeViT, config: MaskedConfig | None = None) -> None:
-        config = config or MaskedConfig(name="simmim")
+    def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
+        config = config or PretextConfig(name="simmim")
         super().__init__(encoder, config)
         width = encoder.width
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
@@ -222,8 +234,12 @@ class SimMIM(Masked):
 
     def predict(self, batch: CropBatch, question: Question) -> Tensor:
         """Patches read off the states, `b q p`."""
+        return self.read(self.states(batch, question), question)
+
+    def states(self, batch: CropBatch, question: Question) -> HiddenStates:
+        """Hidden states of all tokens of the crops, with mask tokens among them."""
         hidden = is_masked(question.split, question.cut.crop.grid.n)
-        states = self.encoder(
+        states: HiddenStates = self.encoder(
             batch.voxels,
             batch.spacing_mm,
             valid=batch.valid,
@@ -231,19 +247,23 @@ class SimMIM(Masked):
             taps=self._taps,
             cut=question.cut,
         )
+        return states
+
+    def read(self, states: HiddenStates, question: Question) -> Tensor:
+        """Patches at `question.index`, `b q p`, from the states there."""
         patches: Tensor = self.head(gather(self._last(states), question.index))
         return patches
 
 
-def _check_decoding(config: MaskedConfig) -> None:
+def _check_decoding(config: PretextConfig) -> None:
     if not 0 < config.decode_fraction <= 1:
         raise ConfigError(
             f"`objective.decode_fraction` is {config.decode_fraction}, expected above 0 to 1",
             code="bad-fraction",
         )
-    predicts_all = config.name == "simmim" or config.decoder == "full"
-    if predicts_all and config.decode_fraction < 1:
-        name = "`objective.name simmim`" if config.name == "simmim" else "`objective.decoder full`"
+    is_linear = config.name in ("simmim", "smit")
+    if (is_linear or config.decoder == "full") and config.decode_fraction < 1:
+        name = f"`objective.name {config.name}`" if is_linear else "`objective.decoder full`"
         raise ConfigError(
             f"{name} predicts every masked token, `objective.decode_fraction` is "
             f"{config.decode_fraction}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,23 @@ from mim3d.pictures.colours import unit
 Curve = tuple[Sequence[float], Sequence[float]]
 """Steps and values."""
 WORST = 5
+TONES = (4, 5, 2, 6, 0, 1, 7, 3)
+"""Colours of the palette in the order in which lines take them."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A small chart of one quantity over the steps of a run.
+
+    Args:
+        title: the quantity.
+        curves: name to steps and values.
+        levels: name to a value that stays, drawn as a broken line: what curves are compared with.
+    """
+
+    title: str
+    curves: Mapping[str, Curve]
+    levels: Mapping[str, float] = field(default_factory=dict)
 
 
 def draw_loss(
@@ -93,7 +111,7 @@ def draw_curves(
     drawn = {name: curves for name, curves in arms.items() if curves}
     for place, (name, curves) in enumerate(drawn.items()):
         steps, values = on_common_steps(curves)
-        tone = unit(colour((4, 5, 2, 6, 0, 1, 7, 3)[place % 8]))
+        tone = unit(colour(TONES[place % 8]))
         seeds = "" if len(curves) == 1 else f" ({len(curves)} seeds)"
         axes.plot(steps, values.mean(axis=0), color=tone, linewidth=1.6, marker="o",
                   markersize=2.5, label=f"{name}{seeds}")  # fmt: skip
@@ -106,6 +124,41 @@ def draw_curves(
         axes.xaxis.set_major_formatter("{x:g}")
     _name_axes(axes, "step", quantity)
     return save(figure, path)
+
+
+def draw_panels(path: Path | str, panels: Sequence[Panel], *, title: str = "") -> Path:
+    """Draws small charts side by side, two in a row, and returns the file.
+
+    Args:
+        path: PNG file.
+        panels: those without a curve are left out.
+        title: first line.
+
+    Raises:
+        UserError: there is no curve.
+    """
+    filled = [panel for panel in panels if any(len(steps) for steps, _ in panel.curves.values())]
+    if not filled:
+        raise UserError("charts need at least one curve", code="empty-curve")
+    rows = -(-len(filled) // 2)
+    figure = new_figure(7.6, 0.4 + 2.6 * rows)
+    write_at(figure, 0.12, 0.1, title, size=LARGE, weight="bold")
+    for place, panel in enumerate(filled):
+        left, top = 0.6 + 3.75 * (place % 2), 0.65 + 2.6 * (place // 2)
+        write_at(figure, left, top - 0.22, panel.title, size=NORMAL)
+        _draw_panel(plain_axes(axes_at(figure, left, top, 3.1, 1.85)), panel)
+    return save(figure, path)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for place, (name, (steps, values)) in enumerate(panel.curves.items()):
+        tone, few = unit(colour(TONES[place % 8])), len(steps) <= 50
+        axes.plot(steps, values, color=tone, linewidth=1.4, label=name,
+                  marker="o" if few else None, markersize=2.5)  # fmt: skip
+    for style, (name, value) in zip(("--", ":", "-."), panel.levels.items(), strict=False):
+        axes.axhline(value, color=INK, linewidth=1.0, linestyle=style, label=name)
+    axes.set_xlabel("step", fontsize=SMALL)
+    axes.legend(fontsize=SMALL - 1, frameon=False)
 
 
 def draw_cases(

@@ -28,7 +28,7 @@ from mim3d.training.run import Run
 from mim3d.training.sharding import whole, whole_tensor
 from mim3d.training.signals import StopRequest
 from mim3d.training.standing import FitResult, Position, Standing, finite
-from mim3d.training.validation import Validator, is_better, undisturbed
+from mim3d.training.validation import Validator, is_better, spoken, undisturbed
 
 __all__ = ["Feed", "FitResult", "Validator", "fit"]
 
@@ -366,8 +366,10 @@ class _Loop:
                 values = self.machine.first(partial(self._look, validator, task, mean))
             self.position.validation[validator.name] = {k: finite(v) for k, v in values.items()}
             self._write("validation", step, {"name": validator.name, **values})
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.reporter.say(f"step {step:,}  {shown}")
+            self.reporter.say(f"step {step:,}  {spoken(values, validator.shown)}")
+            if validator.alarms is not None:
+                for text in validator.alarms(values, self._moment(step, wants_pictures=False)):
+                    self._notice(text)
             if validator.best is not None:
                 key, direction = validator.best
                 if is_better(values[key], self.position.best, direction):

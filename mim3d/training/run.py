@@ -21,9 +21,10 @@ from mim3d.training.lock import NAME as LOCK
 from mim3d.training.lock import FolderLock
 
 CONFIG, VERSIONS, STATUS, RESULTS = "config.yaml", "versions.json", "status.json", "results.json"
+CURVE = "curve.json"
 OWN = (
-    STATUS, RESULTS, "preparation.json", "log.jsonl", "checkpoints", "tensorboard", "pictures",
-    VERSIONS, CONFIG,
+    STATUS, RESULTS, CURVE, "preparation.json", "probes.json", "log.jsonl", "checkpoints",
+    "tensorboard", "pictures", VERSIONS, CONFIG,
 )  # fmt: skip
 """What a run consists of, in the order in which `overwrite` removes it; nothing else is touched."""
 MAY_DIFFER = frozenset({"training.strategy"})

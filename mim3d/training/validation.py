@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,8 @@ class Validator:
         best: the number by which the best checkpoint is chosen, and whether it should be large or
             small; at most one validator of a run has it.
         at: further steps, for example a logarithmic grid; 0 is before the first update.
+        shown: names that are said aloud; the log has all. None says all.
+        alarms: sentences that warn of the numbers of a look.
     """
 
     name: str
@@ -34,11 +36,19 @@ class Validator:
     function: Callable[[Task, Moment], dict[str, float]]
     best: tuple[str, Literal["min", "max"]] | None = None
     at: tuple[int, ...] = ()
+    shown: tuple[str, ...] | None = None
+    alarms: Callable[[Mapping[str, float], Moment], list[str]] | None = None
 
     def is_due(self, step: int, steps: int) -> bool:
         """Whether it looks after this many updates."""
         on_grid = self.every > 0 and step > 0 and step % self.every == 0
         return on_grid or step in self.at or step == steps
+
+
+def spoken(values: Mapping[str, float], shown: tuple[str, ...] | None) -> str:
+    """The numbers of a look as they are said: `dice 0.8123  rank 41`."""
+    names = [name for name in shown or values if name in values]
+    return "  ".join(f"{name} {values[name]:.4g}" for name in names)
 
 
 def is_better(new: float, old: float | None, direction: Literal["min", "max"]) -> bool:

@@ -1,13 +1,14 @@
-"""`mim3d benchmark`: what this machine does, and how fast."""
+"""`mim3d benchmark`: what this machine does, and how fast; which pre-training pays."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+from mim3d.config.shipped import locate
 from mim3d.config.tree import similar
 from mim3d.config.verbs import BenchmarkConfig, StageName, ThroughputConfig
 from mim3d.foundation.atomic import write_json, write_text
@@ -19,16 +20,20 @@ from mim3d.workflows.result import Result
 def benchmark(
     kind: str,
     *,
+    source: str | None = None,
     out: str | None = None,
     config: BenchmarkConfig | None = None,
     reporter: Reporter | None = None,
     dry_run: bool = False,
 ) -> Result:
-    """Measures something of this machine.
+    """Measures this machine, or compares ways of pre-training.
 
     Args:
-        kind: what: `throughput`.
-        out: a file for the results, written as JSON and, beside it, as Markdown; none writes none.
+        kind: what: `throughput` or `convergence`.
+        source: `convergence`: the file that lists the arms; `config` holds its settings.
+        out: `throughput`: a file for the results, written as JSON and, beside it, as Markdown; none
+            writes none. `convergence`: the folder of all runs; `runs/convergence-<file's name>` if
+            left out.
         config: the settings of all kinds.
         reporter: where progress goes.
         dry_run: say what would be done and stop.
@@ -40,13 +45,57 @@ def benchmark(
         meant = similar(kind, KINDS)
         remedy = f"did you mean `{meant}`?" if meant else f"it is one of {', '.join(KINDS)}"
         raise ConfigError(f"`{kind}` is no benchmark", remedy=remedy, code="unknown-benchmark")
-    path = None if out is None else Path(out)
-    return KINDS[kind](config or BenchmarkConfig(), path, reporter or PlainReporter(), dry_run)
+    return KINDS[kind](
+        Asked(
+            config or BenchmarkConfig(),
+            None if source is None else Path(source),
+            None if out is None else Path(out),
+            reporter or PlainReporter(),
+            dry_run,
+        )
+    )
 
 
-def _throughput(
-    config: BenchmarkConfig, out: Path | None, reporter: Reporter, dry_run: bool
-) -> Result:
+@dataclass(frozen=True)
+class Asked:
+    """What `benchmark` was called with.
+
+    Args:
+        config: the settings of all kinds.
+        source: the file that they came from, or None.
+        out: where results go, or None.
+        reporter: where progress goes.
+        dry_run: only say what would be done.
+    """
+
+    config: BenchmarkConfig
+    source: Path | None
+    out: Path | None
+    reporter: Reporter
+    dry_run: bool
+
+
+def _convergence(asked: Asked) -> Result:
+    if asked.source is None:
+        raise ConfigError(
+            "`convergence` needs a file that lists the arms",
+            remedy="for example `mim3d benchmark convergence convergence.yaml --out DIR`",
+            code="no-config",
+        )
+    from mim3d.workflows.convergence.harness import convergence
+
+    out = asked.out or Path("runs") / f"convergence-{asked.source.stem}"
+    return convergence(
+        locate(asked.source, "benchmark"),
+        asked.config.convergence,
+        out=out,
+        reporter=asked.reporter,
+        dry_run=asked.dry_run,
+    )
+
+
+def _throughput(asked: Asked) -> Result:
+    config, out, reporter = asked.config, asked.out, asked.reporter
     settings = _checked(config.throughput)
     from mim3d.workflows.throughput.monai import has_monai
     from mim3d.workflows.throughput.profile import expected_seconds
@@ -59,7 +108,7 @@ def _throughput(
         f"times {', '.join(settings.stages)}, {other}, on a synthetic cohort in a temporary "
         f"folder: about {duration(seconds)} on one core of a server{written}"
     )
-    if dry_run:
+    if asked.dry_run:
         return Result(text=plan, facts={"stages": settings.stages, "seconds": seconds})
     reporter.say(plan)
     return _measured(settings, out, reporter, against_monai=against_monai)
@@ -111,7 +160,8 @@ def _twin(out: Path) -> tuple[Path, Path]:
     return out.with_suffix(".json"), out.with_suffix(".md")
 
 
-KINDS: dict[str, Callable[[BenchmarkConfig, Path | None, Reporter, bool], Result]] = {
+KINDS: dict[str, Callable[[Asked], Result]] = {
     "throughput": _throughput,
+    "convergence": _convergence,
 }
 """By the word on the command line; a new kind is a function here and a section of its config."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from mim3d.objectives.linear_start import start_linearly
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.training.fabric import choose_device
 from mim3d.training.loop import FitResult, Validator, fit
-from mim3d.training.run import Run
+from mim3d.training.run import CURVE, Run
 from mim3d.workflows.assembly import (
     initialising,
     preparation_record,
@@ -125,13 +127,14 @@ def finetune(
         if config.decoder.direct == "linear" and run.checkpoints.find() is None:
             _start_linearly(task, feed, reporter)
         look = _look(config, store, classes, scheme)
+        curve = Curve(run, {case: store.subject(case) for case in judging})
         done = fit(
             task,
             feed,
             config.optim,
             config.training,
             run,
-            validators=_validators(config, look, judging, choosing),
+            validators=_validators(config, look, judging, choosing, curve),
             reporter=reporter,
             metadata=encoder_metadata(config.encoder),
         )
@@ -205,8 +208,49 @@ def _labelled(store: Store) -> ClassTable:
     return store.classes
 
 
-Look = Callable[[Task, Sequence[str]], float]
-"""Mean Dice of a segmentation task's network over cases."""
+@dataclass(frozen=True)
+class Scores:
+    """Dice of a network on some cases.
+
+    Args:
+        mean: over structures, of each structure's mean over the cases that have it.
+        cases: of each case by itself, the mean over its structures; a case where nothing is
+            and nothing is predicted has 1.
+    """
+
+    mean: float
+    cases: dict[str, float]
+
+
+Look = Callable[[Task, Sequence[str]], Scores]
+"""Dice of a segmentation task's network over cases."""
+
+
+class Curve:
+    """`curve.json` of a run: Dice of every judged case at every step where it was judged.
+
+    Args:
+        run: whose folder it lies in.
+        subjects: whom each judged case belongs to, by case.
+    """
+
+    def __init__(self, run: Run, subjects: Mapping[str, str]) -> None:
+        self._run = run
+        self._subjects = dict(subjects)
+
+    def note(self, step: int, dice: Mapping[str, float]) -> None:
+        """Adds a step; one that was judged before an interruption is written over."""
+        steps = read_curve(self._run.folder).get("dice", {})
+        # Later ones belong to work that is done again.
+        kept = {key: value for key, value in steps.items() if int(key) < step}
+        content = {"subjects": self._subjects, "dice": {**kept, str(step): dict(dice)}}
+        self._run.write_json(CURVE, content)
+
+
+def read_curve(folder: Path) -> dict[str, Any]:
+    """`curve.json`: `subjects` by case, and `dice` by step and case; empty where there is none."""
+    path = folder / CURVE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _look(
@@ -215,10 +259,11 @@ def _look(
     structures = structures_of(classes, scheme)
     window = config.inference.window or config.data.crop_size
 
-    def mean_dice(task: Task, cases: Sequence[str]) -> float:
+    def scores_of(task: Task, cases: Sequence[str]) -> Scores:
         network = network_in(task)
         device = next(network.parameters()).device
         by_structure: dict[str, list[float]] = {structure.name: [] for structure in structures}
+        by_case: dict[str, float] = {}
         for case_id in cases:
             with store.open(case_id) as case:
                 scores = _case_dice(
@@ -226,10 +271,11 @@ def _look(
                 )
             for structure_name, score in scores.items():
                 by_structure[structure_name].append(score)
+            by_case[case_id] = float(np.mean(list(scores.values()))) if scores else 1.0
         means = [float(np.mean(scores)) for scores in by_structure.values() if scores]
-        return float(np.mean(means)) if means else 0.0
+        return Scores(float(np.mean(means)) if means else 0.0, by_case)
 
-    return mean_dice
+    return scores_of
 
 
 def network_in(task: Task) -> UNETR:
@@ -288,22 +334,28 @@ def to_values(
 
 
 def _validators(
-    config: FinetuneConfig, look: Look, judging: Sequence[str], choosing: Sequence[str]
+    config: FinetuneConfig,
+    look: Look,
+    judging: Sequence[str],
+    choosing: Sequence[str],
+    curve: Curve,
 ) -> list[Validator]:
     def report(task: Task, moment: Moment) -> dict[str, float]:
-        numbers = {"dice": look(task, judging)}
+        scores = look(task, judging)
+        curve.note(moment.step, scores.cases)
+        numbers = {"dice": scores.mean}
         if moment.step == moment.steps:
             with blind(network_in(task)):
-                numbers["dice_encoder_zeroed"] = look(task, judging)
+                numbers["dice_encoder_zeroed"] = look(task, judging).mean
         return numbers
 
     def choose(task: Task, moment: Moment) -> dict[str, float]:
-        return {"dice": look(task, choosing)}
+        return {"dice": look(task, choosing).mean}
 
-    every = config.training.validate_every
-    validators = [Validator("validation", every, report)] if judging else []
+    every, at = config.training.validate_every, config.training.validate_at
+    validators = [Validator("validation", every, report, at=at)] if judging else []
     if choosing:
-        validators.append(Validator("selection", every, choose, best=("dice", "max")))
+        validators.append(Validator("selection", every, choose, best=("dice", "max"), at=at))
     return validators
 
 

@@ -1,8 +1,8 @@
-"""`mim3d pretrain`: from a store to a pre-trained encoder. Labels are never read."""
+"""`mim3d pretrain`: from a store to a pre-trained encoder, which never learns from labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,9 @@ from mim3d.workflows.assembly import (
     skipped,
     store_of,
 )
+from mim3d.workflows.learning import draw_learning
 from mim3d.workflows.loading import PREPARATION, start_from
+from mim3d.workflows.probes import NAME, probe_validators, probed
 from mim3d.workflows.result import Result
 
 FIXED_CROPS = 16
@@ -83,9 +85,7 @@ def pretrain(
 
     with run:
         run.write_json(PREPARATION, preparation_record(store, cases, "pretrain"))
-        task, encoder = pretext_task(config)
-        if config.init not in (None, "none"):
-            start_from(encoder, str(config.init), config.init_checkpoint, reporter)
+        task = pretext_task(config, reporter)
         feed = make_feed(
             store,
             cases,
@@ -104,24 +104,36 @@ def pretrain(
             config.optim,
             config.training,
             run,
-            validators=[fixed_loss(feed, config.training.validate_every)],
+            validators=[
+                fixed_loss(feed, config.training.validate_every, config.training.validate_at),
+                *probe_validators(store, config, feed, run, reporter),
+            ],
             reporter=reporter,
             metadata=encoder_metadata(config.encoder),
             on_pictures=panels(folder / "pictures", config.objective.target == "normalised"),
         )
-    return _result(done, folder)
+        curves = draw_learning(folder, f"{config.objective.name}, {name}") if run.writes else None
+    return _result(done, folder, curves)
 
 
-def pretext_task(config: PretrainConfig) -> tuple[Task, VolumeViT]:
-    """The pretext task and its freshly initialised encoder."""
+def pretext_task(config: PretrainConfig, reporter: Reporter) -> Task:
+    """The pretext task around its encoder, freshly initialised or as `init` has it."""
     with initialising(config.training.seed, "pretrain"):
         encoder = VolumeViT(config.encoder)
-        return PRETEXT_TASKS[config.objective.name](encoder, config.objective), encoder
+        if config.init not in (None, "none"):
+            start_from(encoder, str(config.init), config.init_checkpoint, reporter)
+        # Behind it: a teacher begins as a copy of the encoder.
+        return PRETEXT_TASKS[config.objective.name](encoder, config.objective)
 
 
-def fixed_loss(feed: Feed, every: int) -> Validator:
+def fixed_loss(feed: Feed, every: int, at: tuple[int, ...] = ()) -> Validator:
     """Masked loss on crops and masks that are the same at every validation."""
-    batches: list[CropBatch] = feed.fixed(FIXED_CROPS)
+    size = feed.batch_size
+    # Whole batches where crops are compared with each other: a last one of one crop has no other.
+    is_compared = feed.needs.views > 1
+    batches: list[CropBatch] = feed.fixed(
+        max(size, FIXED_CROPS // size * size) if is_compared else FIXED_CROPS
+    )
 
     def validate(task: torch.nn.Module, moment: Moment) -> dict[str, float]:
         still = replace(moment, random=RandomStream(seed=0, step=0), wants_pictures=False)
@@ -129,7 +141,7 @@ def fixed_loss(feed: Feed, every: int) -> Validator:
         losses = [float(task(batch.to(device), still).loss) for batch in batches]
         return {"fixed_loss": sum(losses) / len(losses)}
 
-    return Validator("fixed_loss", every, validate, best=("fixed_loss", "min"))
+    return Validator("fixed_loss", every, validate, best=("fixed_loss", "min"), at=at)
 
 
 def panels(folder: Path, restored: bool) -> Callable[[int, dict[str, Tensor]], None]:
@@ -152,11 +164,12 @@ def panels(folder: Path, restored: bool) -> Callable[[int, dict[str, Tensor]], N
     return draw
 
 
-def _result(done: FitResult, folder: Path) -> Result:
+def _result(done: FitResult, folder: Path, curves: Path | None) -> Result:
     facts = {"run": str(folder), **done.as_json()}
-    pictures: Sequence[Path] = sorted((folder / "pictures").glob("*.png"))
-    return Result(
-        text=f"pre-trained for {done.steps:,} steps; last loss {done.loss:.4f}{skipped(done)}",
-        facts=facts,
-        files=(folder, *pictures[-1:]),
-    )
+    panels = sorted((folder / "pictures").glob("reconstruction_*.png"))
+    text = f"pre-trained for {done.steps:,} steps; last loss {done.loss:.4f}{skipped(done)}"
+    probes = done.validation.get(NAME, {})
+    if "probe_r2" in probes:
+        text += f"; {probed(probes)}"
+    drawn = (*panels[-1:], *(() if curves is None else (curves,)))
+    return Result(text=text, facts=facts, files=(folder, *drawn))

@@ -102,9 +102,21 @@ def test_benchmark_is_called_with_its_kind_and_settings(mim3d, calls):
 
     given = {"throughput.stages": ["read", "crop"], "throughput.quick": False}
     config = read_config(None, BenchmarkConfig, given)
-    keywords = {"out": "here.json", "config": config, "dry_run": False}
+    keywords = {"source": None, "out": "here.json", "config": config, "dry_run": False}
     assert config.throughput.stages == ("read", "crop")
     assert calls.only == ("benchmark", ("throughput",), keywords)
+
+
+def test_a_convergence_benchmark_is_called_with_its_file_and_shard(mim3d, calls, tmp_path):
+    (tmp_path / "mine.yaml").write_text("convergence: {replicates: 5}\narms: {scratch: {}}\n")
+
+    mim3d("benchmark convergence mine.yaml --out all --shard 1/4 --store stores/a --dry_run")
+
+    name, words, keywords = calls.only
+    settings = keywords["config"].convergence
+    assert (name, words) == ("benchmark", ("convergence",))
+    assert (keywords["source"], keywords["out"], keywords["dry_run"]) == ("mine.yaml", "all", True)
+    assert (settings.replicates, settings.shard, settings.store) == (5, "1/4", "stores/a")
 
 
 def test_settings_of_a_verb_without_config_argument_can_come_from_a_file(mim3d, calls, tmp_path):

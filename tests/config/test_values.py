@@ -101,5 +101,6 @@ def test_what_is_expected_is_said_in_words():
     assert expectation(tuple[int, int, int]) == "3 whole numbers"
     assert expectation(tuple[Axis, ...]) == "a list of `x`, `y`, `z`"
     assert expectation(tuple[tuple[int, int], ...]) == "a list of lists"
+    assert expectation(tuple[int | float, ...]) == "a list of numbers"
     assert expectation(Literal["a", "b"]) == "one of `a`, `b`"
     assert expectation(bool) == "`true` or `false`"

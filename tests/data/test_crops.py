@@ -27,9 +27,15 @@ from mim3d.foundation.errors import ConfigError, UserError
 SIZE = (11, 13, 7)
 
 
-def plan_of(case, cases=("case",), seed=0, batch_size=4, **config) -> SamplingPlan:
-    data = DataConfig(**{"crop_size": SIZE, **config})
-    return SamplingPlan(cases, data, seed=seed, batch_size=batch_size, open_case=lambda _: case)
+def plan_of(case, cases=("case",), seed=0, batch_size=4, min_overlap=1.0, **config) -> SamplingPlan:
+    return SamplingPlan(
+        cases,
+        DataConfig(**{"crop_size": SIZE, **config}),
+        seed=seed,
+        batch_size=batch_size,
+        open_case=lambda _: case,
+        min_overlap=min_overlap,
+    )
 
 
 def starts(plan: SamplingPlan, count: int) -> np.ndarray:
@@ -145,6 +151,98 @@ def test_crops_around_the_body_hold_a_voxel_of_it_and_stay_in_range():
         crop = plan.draw(step, 0)
         assert (cut_crop(case, crop).voxels == 9).any()
         assert all(0 <= s <= n - k for s, n, k in zip(crop.start, (31, 23, 17), SIZE, strict=True))
+
+
+# Places of further views
+
+
+def shared_voxels(one: CropPlan, other: CropPlan) -> int:
+    """Voxels of the volume, or of the padding around it, that both crops hold: counted."""
+    boxes = [
+        np.stack(np.meshgrid(*(s + np.arange(n) for s, n in zip(c.start, c.size, strict=True))))
+        for c in (one, other)
+    ]
+    places = [set(map(tuple, box.reshape(3, -1).T.tolist())) for box in boxes]
+    return len(places[0] & places[1])
+
+
+PLACEMENTS = {
+    "uniform": {},
+    "overhang": {"overhang": (4, 3, 2)},
+    "body": {"placement": "body", "overhang": (2, 2, 2)},
+    "label": {"placement": "label", "label_share": 0.8},
+    "grid": {"origin_grid": (4, 2, 3)},
+}
+
+
+@pytest.mark.parametrize("shape", [(31, 23, 17), (9, 26, 5)])
+@pytest.mark.parametrize("min_overlap", [0.3, 0.75])
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_further_view_shares_enough_voxels_and_lies_where_a_crop_may(
+    placement, min_overlap, shape
+):
+    case, config = make_case(shape), PLACEMENTS[placement]
+    plan = plan_of(case, min_overlap=min_overlap, **config)
+    low, high = start_range(shape, SIZE, config.get("overhang", (0, 0, 0)))
+    different = 0
+
+    for step in range(60):
+        first, *others = (plan.draw(step, 1, view) for view in range(3))
+        assert first == plan_of(case, **config).draw(step, 1)
+        for other in others:
+            assert shared_voxels(first, other) >= min_overlap * np.prod(SIZE)
+            assert (low <= np.array(other.start)).all()
+            assert (np.array(other.start) <= high).all()
+            assert other.case_id == first.case_id
+            assert other.size == SIZE
+            different += other.start != first.start
+            if placement == "grid":
+                grid = config["origin_grid"]
+                for axis in range(3):
+                    starts = grid_starts(shape[axis], SIZE[axis], low[axis], high[axis], grid[axis])
+                    assert other.start[axis] in starts
+    assert different > 60
+
+
+def test_places_of_views_reach_down_to_the_least_overlap_and_follow_from_their_keys():
+    plan = plan_of(make_case((60, 60, 60)), min_overlap=0.4)
+
+    pairs = [(plan.draw(step, 2), plan.draw(step, 2, 1)) for step in range(300)]
+
+    shares = [shared_voxels(*pair) / np.prod(SIZE) for pair in pairs]
+    assert min(shares) < 0.45
+    assert max(shares) > 0.8
+    again = plan_of(make_case((60, 60, 60)), min_overlap=0.4)
+    assert [again.draw(step, 2, 1) for step in range(300)] == [other for _, other in pairs]
+    other_seed = plan_of(make_case((60, 60, 60)), seed=1, min_overlap=0.4)
+    assert [other_seed.draw(step, 2, 1) for step in range(300)] != [other for _, other in pairs]
+
+
+def test_views_of_one_crop_and_of_fixed_crops_have_places_of_their_own():
+    plan = plan_of(make_case((60, 60, 60)), min_overlap=0.4)
+
+    for step in (FIXED_STEP, 3):
+        assert len({plan.draw(step, 0, view).start for view in range(6)}) == 6
+
+
+def test_at_full_overlap_every_view_is_the_same_crop():
+    plan = plan_of(make_case(), placement="label")
+
+    assert all(plan.draw(step, 0, 1) == plan.draw(step, 0) for step in range(30))
+
+
+@pytest.mark.parametrize(
+    ("min_overlap", "config", "why"),
+    [
+        (1.2, {}, "must lie between 0 and 1, not 1.2"),
+        (-0.1, {}, "must lie between 0 and 1, not -0.1"),
+        (float("nan"), {}, "must lie between 0 and 1, not nan"),
+        (0.5, {"origin_grid": 16}, "wider than the 6 voxels by which views may differ"),
+    ],
+)
+def test_overlaps_that_cannot_be_are_refused(min_overlap, config, why):
+    with pytest.raises(ConfigError, match=why):
+        plan_of(make_case(), min_overlap=min_overlap, **config)
 
 
 # Cutting

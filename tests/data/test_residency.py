@@ -42,14 +42,14 @@ def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("store"), SHAPES)
 
 
-def feed_of(store, **data) -> Feed:
+def feed_of(store, needs=BatchNeeds(labels=True), **data) -> Feed:  # noqa: B008 (it is frozen)
     config = DataConfig(**{"crop_size": SIZE, "overhang": (2, 2, 2), **data})
     return make_feed(
         store,
         store.cases,
         data=config,
         augmentation=AUGMENTATION,
-        needs=BatchNeeds(labels=True),
+        needs=needs,
         batch_size=4,
         seed=7,
     )
@@ -80,6 +80,17 @@ def test_every_feed_carries_out_the_same_plan(store, name, window):
     expected = feed_of(store, **window).batches(0, 12, accumulation=2)
 
     found = feed_of(store, **window, **WHERE[name]).batches(0, 12, accumulation=2)
+
+    assert_same_steps(expected, found)
+
+
+@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("window", [WINDOW, {}], ids=["window", "whole"])
+def test_every_feed_has_the_same_views_at_the_same_places(store, name, window):
+    needs = BatchNeeds(views=2, labels=True, min_overlap=0.4)
+    expected = feed_of(store, needs, **window).batches(0, 8, accumulation=2)
+
+    found = feed_of(store, needs, **window, **WHERE[name]).batches(0, 8, accumulation=2)
 
     assert_same_steps(expected, found)
 

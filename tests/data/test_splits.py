@@ -173,3 +173,49 @@ def test_the_inner_split_is_by_subject_and_follows_from_the_seed():
     assert not {store.subject(c) for c in fitting} & {store.subject(c) for c in choosing}
     assert inner_split(store, training[::-1], seed=0)[1] == choosing[::-1]
     assert set(inner_split(store, training, seed=1)[1]) != set(choosing)
+
+
+@pytest.mark.parametrize("fold", [None, 3])
+def test_inner_folds_part_the_training_subjects_and_never_touch_those_that_judge(fold):
+    store = _pairs()
+    outer = DataConfig(fold=fold)
+    judging = {store.subject(case) for case in validation_cases(store, outer)}
+    training = set(training_cases(store, outer, 0))
+    seen = Counter()
+
+    for inner in range(5):
+        data = DataConfig(fold=fold, inner_fold=inner)
+        choosing, rest = validation_cases(store, data), training_cases(store, data, 0)
+        subjects = {store.subject(case) for case in choosing}
+        assert not subjects & judging
+        assert not subjects & {store.subject(case) for case in rest}
+        assert not subjects & {store.subject(case) for case in pretraining_cases(store, data)}
+        assert set(choosing) | set(rest) == training
+        seen.update(choosing)
+
+    assert set(seen) == training
+    assert set(seen.values()) == {1}
+    sizes = [len(validation_cases(store, DataConfig(fold=fold, inner_fold=i))) for i in range(5)]
+    assert max(sizes) - min(sizes) <= 2  # one subject, who has two cases
+
+
+def test_an_inner_fold_takes_nobody_from_a_draw_who_is_not_in_it():
+    store = _pairs()
+    all_of_them = training_cases(store, DataConfig(labels=12), 7)
+
+    rest = training_cases(store, DataConfig(labels=12, inner_fold=0), 7)
+
+    choosing = set(validation_cases(store, DataConfig(inner_fold=0)))
+    assert set(all_of_them) - choosing <= set(rest)
+    assert len(rest) == 24
+
+
+def test_of_two_subjects_an_inner_fold_has_one():
+    store = _store([("a", "s1", "training", True), ("b", "s2", "training", True)])
+    data = DataConfig(inner_fold=0)
+
+    assert len(validation_cases(store, data)) == len(training_cases(store, data, 0)) == 1
+    with pytest.raises(UserError, match="inner fold 4 of 5 is empty: the training list has 2"):
+        validation_cases(store, DataConfig(inner_fold=4))
+    with pytest.raises(ConfigError, match="`data.inner_fold` is 0 to 4, got 5"):
+        training_cases(store, DataConfig(inner_fold=5), 0)

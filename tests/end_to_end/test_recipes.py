@@ -145,7 +145,8 @@ def _short(store: str) -> dict[str, str]:
 def _pretrain(name: str, stores: Stores, folder: Path, changes: dict[str, str]) -> None:
     short = _short(stores(PRETRAINING[name]))
     # With two steps there is no warm-up.
-    config = read_config(name, PretrainConfig, {**short, "optim.warmup_steps": "0", **changes})
+    own = {"optim.warmup_steps": "0", "probes.every": "0", **changes}
+    config = read_config(name, PretrainConfig, {**short, **own})
 
     result = pretrain(config, out=str(folder / "run"), reporter=Silent())
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from mim3d.config.sections import EncoderConfig, MaskedConfig
+from mim3d.config.sections import EncoderConfig, PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.vit import Replacement, VolumeViT
@@ -88,7 +88,7 @@ def test_changing_masked_voxels_changes_no_prediction(
     make: type[MaskedAutoencoder] | type[SimMIM],
 ) -> None:
     torch.manual_seed(0)
-    config = MaskedConfig(
+    config = PretextConfig(
         name="mae" if make is MaskedAutoencoder else "simmim",
         decoder_width=12, decoder_depth=1, decoder_heads=2,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, MaskedConfig
+from mim3d.config.sections import EncoderConfig, PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.vit import VolumeViT
@@ -45,7 +45,7 @@ class Held:
 
 def setting(name: str, target: str, weight: float) -> tuple[Masked, CropBatch]:
     torch.manual_seed(0)
-    config = MaskedConfig(
+    config = PretextConfig(
         name=name, target=target, visible_weight=weight,  # type: ignore[arg-type]
         decoder_width=12, decoder_depth=1, decoder_heads=2,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, MaskedConfig
+from mim3d.config.sections import EncoderConfig, PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.vit import VolumeViT
@@ -105,7 +105,7 @@ def test_a_volume_alone_and_padded_has_the_same_loss_and_gradient(
     make: type[MaskedAutoencoder] | type[SimMIM], masking: str, near: str, target: str
 ) -> None:
     torch.manual_seed(0)
-    config = MaskedConfig(
+    config = PretextConfig(
         name="mae" if make is MaskedAutoencoder else "simmim",
         masking=masking, target=target, decoder_width=12, decoder_depth=2, decoder_heads=2,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -125,7 +125,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_the_voxels_of_its_samples(
 ) -> None:
     torch.manual_seed(0)
     name = "mae" if make is MaskedAutoencoder else "simmim"
-    config = MaskedConfig(name=name, decoder_width=12, decoder_depth=2, decoder_heads=2)  # type: ignore[arg-type]
+    config = PretextConfig(name=name, decoder_width=12, decoder_depth=2, decoder_heads=2)  # type: ignore[arg-type]
     task = make(encoder("rotary_mm"), config)
     voxels, valid = padded(NEAR["both ends"])
 

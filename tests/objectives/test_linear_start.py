@@ -14,6 +14,7 @@ from mim3d.data.regions import SCHEMES
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
+from mim3d.objectives import linear_start
 from mim3d.objectives.linear_start import RIDGE, cell_shares, start_linearly
 from mim3d.objectives.segmentation import Segmentation
 
@@ -71,7 +72,10 @@ def test_shares_are_counted_cell_by_cell() -> None:
     ]
 
 
-def test_the_map_is_ridge_regression_on_standardised_features() -> None:
+def test_the_map_begins_as_ridge_regression_on_standardised_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear_start, "REFINEMENTS", 0)
     made, crops = task(), batch(padded=False)
     path = made.network.direct
 
@@ -113,6 +117,39 @@ def test_the_map_is_ridge_regression_on_standardised_features() -> None:
     assert found.entropy == pytest.approx(entropy(scale), rel=1e-3)
     assert found.entropy <= min(entropy(scale * 2**0.5), entropy(scale / 2**0.5))
     assert found.entropy < found.chance
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_from_the_ridge_cross_entropy_and_dice_of_the_cells_fall(
+    regions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops = batch(classes=4 if regions else 3)
+    seen: dict[int, float] = {}
+    for steps in (0, linear_start.REFINEMENTS):
+        monkeypatch.setattr(linear_start, "REFINEMENTS", steps)
+        made = task(regions=regions)
+        start_linearly(made, [crops])
+        states, _ = made.network.encoded(crops.voxels, crops.spacing_mm, crops.valid)
+        labels = linear_start.labels_on(states.grid, crops.labels, crops.valid)
+        shares, known = cell_shares(labels, (4, 4, 2), (2, 2, 2), 4 if regions else 3)
+        if regions:
+            # classes 0, 1, 2, 4: tumour core holds 1 and 4, the whole tumour all, enhancing 4
+            core, whole, enhancing = ([1, 3], [1, 2, 3], [3])
+            shares = torch.stack([shares[..., r].sum(-1) for r in (core, whole, enhancing)], -1)
+        truth = shares[known].double().numpy()
+        logits = made.network.direct.linear(made.network.direct.features(states))[known]
+        logits = logits.detach().double().numpy().reshape(-1, 3, 8).swapaxes(1, 2)
+        if regions:
+            guess = 1 / (1 + np.exp(-logits))
+            entropy = -(truth * np.log(guess) + (1 - truth) * np.log(1 - guess)).mean()
+        else:
+            guess = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+            entropy = -(truth * np.log(guess)).sum(-1).mean()
+        both, total = (guess * truth).sum((0, 1)), (guess + truth).sum((0, 1))
+        seen[steps] = float(entropy + 1 - (2 * both / total).mean())
+
+    before, after = seen.values()
+    assert after < before - 0.05
 
 
 @pytest.mark.parametrize("name", ["light", "unetr", "half", "hybrid"])

@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets import MaskedAutoEncoderViT
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, MaskedConfig
+from mim3d.config.sections import EncoderConfig, PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
@@ -20,7 +20,7 @@ from mim3d.tokens.masking import is_masked, split_tokens
 from mim3d.tokens.patches import cut_crop, pad_to_patches, patchify
 
 ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 2), channels=2)
-SMALL = MaskedConfig(decoder_width=12, decoder_depth=1, decoder_heads=2)
+SMALL = PretextConfig(decoder_width=12, decoder_depth=1, decoder_heads=2)
 SIZE = (11, 13, 7)
 TASKS: dict[str, type[MaskedAutoencoder] | type[SimMIM]] = {
     "mae": MaskedAutoencoder,

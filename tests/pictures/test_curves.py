@@ -13,9 +13,11 @@ import pytest
 import mim3d.pictures
 from mim3d.foundation.errors import UserError
 from mim3d.pictures.curves import (
+    Panel,
     draw_cases,
     draw_curves,
     draw_loss,
+    draw_panels,
     on_common_steps,
     running_median,
     worst_cases,
@@ -51,11 +53,24 @@ def test_charts_are_written(tmp_path: Path) -> None:
     arms = {"one": [([1, 2], [0.1, 0.2])] * 2, "two": [([1, 2], [0.2, 0.3])], "none": []}
     curves = draw_curves(tmp_path / "curves.png", arms, log_steps=True)
     cases = draw_cases(tmp_path / "cases.png", CASES)
+    panel = Panel("R2", {"encoder": ([0, 5], [0.1, 0.2])}, {"before": 0.15, "voxels": 0.1})
+    panels = draw_panels(tmp_path / "panels.png", [panel, Panel("none", {}), panel])
 
-    for path in (loss, curves, cases):
+    for path in (loss, curves, cases, panels):
         picture = matplotlib.image.imread(path)
         assert picture.shape[0] > 400
         assert picture[..., :3].std() > 0.01
+
+
+def test_empty_panels_take_no_room(tmp_path: Path) -> None:
+    panel, none = Panel("R2", {"encoder": ([0, 5], [0.1, 0.2])}), Panel("none", {})
+
+    one = draw_panels(tmp_path / "one.png", [panel, panel])
+    same = draw_panels(tmp_path / "same.png", [none, panel, none, panel])
+    two = draw_panels(tmp_path / "two.png", [panel] * 3)
+
+    assert one.read_bytes() == same.read_bytes()
+    assert matplotlib.image.imread(two).shape[0] > matplotlib.image.imread(one).shape[0]
 
 
 def test_a_loss_that_is_not_positive_or_not_finite_is_drawn(tmp_path: Path) -> None:
@@ -70,6 +85,7 @@ def test_a_loss_that_is_not_positive_or_not_finite_is_drawn(tmp_path: Path) -> N
         lambda path: draw_loss(path, [], []),
         lambda path: draw_curves(path, {"one": []}),
         lambda path: draw_cases(path, {"head": {}}),
+        lambda path: draw_panels(path, [Panel("none", {"x": ([], [])})]),
     ],
 )
 def test_nothing_to_draw_is_said(draw: object, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from loop_fakes import FakeFeed, FakeTask, optim_config, training_config  # noqa: E402
 
-from mim3d.config.sections import EncoderConfig, MaskedConfig  # noqa: E402
+from mim3d.config.sections import EncoderConfig, PretextConfig, TeacherConfig  # noqa: E402
 from mim3d.data.batch import CropBatch  # noqa: E402
 from mim3d.foundation.errors import UserError  # noqa: E402
 from mim3d.foundation.randomness import generator  # noqa: E402
@@ -23,13 +23,17 @@ from mim3d.foundation.reporting import Silent  # noqa: E402
 from mim3d.models.vit import VolumeViT  # noqa: E402
 from mim3d.objectives.base import Moment, Outcome, Task  # noqa: E402
 from mim3d.objectives.masked import MaskedAutoencoder  # noqa: E402
+from mim3d.objectives.smit import SMIT  # noqa: E402
 from mim3d.training.fabric import processes  # noqa: E402
 from mim3d.training.loop import Validator, fit  # noqa: E402
 from mim3d.training.run import Run  # noqa: E402
 
 
-def masked_task() -> Task:
-    """A small MAE whose blocks lie in lists, as FSDP cuts them, and are computed again."""
+def masked_task(kind: str) -> Task:
+    """A small MAE whose blocks lie in lists, as FSDP cuts them, and are computed again.
+
+    Or a SMIT, whose teacher and centres have to be the same in every process.
+    """
     encoder = EncoderConfig(
         width=24,
         depth=2,
@@ -40,8 +44,11 @@ def masked_task() -> Task:
         checkpointing=True,
         default_spacing_mm=(1.0, 1.0, 1.5),
     )
-    objective = MaskedConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)
     torch.manual_seed(5)
+    if kind == "smit":
+        teacher = TeacherConfig(views=1, prototypes=16, head_width=12, bottleneck=6, momentum=0.8)
+        return SMIT(VolumeViT(encoder), PretextConfig(name="smit", teacher=teacher))
+    objective = PretextConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)
     return MaskedAutoencoder(VolumeViT(encoder), objective)
 
 
@@ -78,7 +85,7 @@ def looking(feed: type[FakeFeed]) -> Validator:
 
 def main(folder: Path, trouble: str, strategy: str, kind: str, accumulation: int) -> None:
     rank = os.environ.get("RANK", "0")
-    feed_class = VolumeFeed if kind == "mae" else FakeFeed
+    feed_class = FakeFeed if kind == "fake" else VolumeFeed
     feed = feed_class(8)
     if trouble == "nan":
         # Crop 7 belongs to the second process.
@@ -87,7 +94,7 @@ def main(folder: Path, trouble: str, strategy: str, kind: str, accumulation: int
     try:
         with Run.create_or_continue(folder / "run", {"training": {"device": "cpu"}}) as run:
             result = fit(
-                masked_task() if kind == "mae" else TroubledTask(trouble),
+                TroubledTask(trouble) if kind == "fake" else masked_task(kind),
                 feed,
                 optim_config(freeze_encoder_steps=2),
                 training_config(

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,6 +259,18 @@ def test_best_points_at_the_best_validation(tmp_path: Path) -> None:
     assert links == {"best": "4", "last": "12"}
     assert (result.best, result.best_step) == (0.7, 4)
     assert log(tmp_path / "x", "validation")[2]["dice"] is None
+
+
+def test_an_alarm_of_a_validator_is_a_notice_in_the_log(tmp_path: Path) -> None:
+    def alarms(numbers: Mapping[str, float], moment: Moment) -> list[str]:
+        return [f"{moment.step} of {moment.steps}: {numbers['x']}"] if moment.step == 4 else []
+
+    look = Validator("x", 2, lambda task, moment: {"x": 0.5}, alarms=alarms)
+
+    train(tmp_path / "x", validators=[look])
+
+    notices = [(line["step"], line["text"]) for line in log(tmp_path / "x", "notice")]
+    assert (4, "4 of 12: 0.5") in notices
 
 
 def test_two_validators_cannot_both_choose(tmp_path: Path) -> None:

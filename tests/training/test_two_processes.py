@@ -114,6 +114,18 @@ def test_fsdp_trains_as_one_process_does(alone_masked: Path, tmp_path: Path) -> 
     assert_same_training(tmp_path, alone_masked, atol=3e-5)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_teacher_and_its_centres_are_the_same_in_every_process(
+    tmp_path: Path, strategy: str
+) -> None:
+    """Breaks where each process centres by its own crops alone."""
+    run(tmp_path / "one", world=1, kind="smit")
+    facts = run(tmp_path / "two", world=2, kind="smit", strategy=strategy)
+
+    assert_same_facts(tmp_path / "two", tmp_path / "one", facts)
+    assert_same_training(tmp_path / "two", tmp_path / "one", atol=5e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "accumulation"), [("ddp", 1), ("ddp", 2), ("fsdp", 1)])
 def test_ddp_and_fsdp_train_as_one_process_does_however_a_batch_is_parted(

@@ -12,7 +12,7 @@ from mim3d.foundation.randomness import RandomStream
 from mim3d.objectives.base import Moment
 from mim3d.training.ema import MeanWeights
 from mim3d.training.optim import trainable
-from mim3d.training.validation import Validator, is_better, undisturbed
+from mim3d.training.validation import Validator, is_better, spoken, undisturbed
 
 
 def nothing(task: object, moment: object) -> dict[str, float]:
@@ -25,6 +25,13 @@ def test_a_validator_is_due_on_its_grid_and_at_the_end() -> None:
 
     assert [s for s in range(11) if grid.is_due(s, 10)] == [0, 3, 4, 8, 10]
     assert [s for s in range(11) if at_end.is_due(s, 10)] == [10]
+
+
+def test_of_many_numbers_those_named_are_said_in_that_order() -> None:
+    values = {"a": 0.12345, "b": 41.0, "c": math.nan}
+
+    assert spoken(values, None) == "a 0.1235  b 41  c nan"
+    assert spoken(values, ("b", "missing", "a")) == "b 41  a 0.1235"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mim3d.config.reading import read_config
-from mim3d.config.sections import MaskedConfig
+from mim3d.config.sections import PretextConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.versions import versions
@@ -35,7 +35,7 @@ HEAD = (
 )
 
 
-def decoder_of(arm: str, full: MaskedConfig) -> MaskedConfig:
+def decoder_of(arm: str, full: PretextConfig) -> PretextConfig:
     """The recipe's pretext task with an arm's decoder."""
     if arm == "full":
         return replace(full, decoder="full", decode_fraction=1.0)

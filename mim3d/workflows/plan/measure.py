@@ -43,7 +43,7 @@ def measure_step(subject: Subject, crops: int, precision: str) -> Measured:
         torch.manual_seed(0)
         task = subject.build()
     step = RealStep(task.train(), subject.optim, precision)
-    batch = synthetic_batch(subject, crops)
+    batch = synthetic_batch(subject, crops, task.needs.views)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     step(batch, 0)
     began = clock()
@@ -80,13 +80,15 @@ class RealStep:
         self.optimiser.step()
 
 
-def synthetic_batch(subject: Subject, crops: int) -> CropBatch:
+def synthetic_batch(subject: Subject, crops: int, views: int = 1) -> CropBatch:
     """Crops of the subject's size that are nowhere constant, with labels where it needs them."""
     x, y, z = subject.crop_size
-    noise = generator(0, "plan").normal(size=(crops, subject.channels, x, y, z))
+    rows = crops * views
+    noise = generator(0, "plan").normal(size=(rows, subject.channels, x, y, z))
     ramp = torch.linspace(-1, 1, x)[:, None, None] + torch.linspace(-1, 1, z)
     voxels = torch.from_numpy(noise).float() * 0.2 + ramp
     task_needs_labels = subject.verb == "finetune"
     labels = (voxels[:, 0] > 0).to(torch.uint8) if task_needs_labels else None
-    affine = torch.eye(4, dtype=torch.float64).expand(crops, 4, 4)
-    return CropBatch(voxels, affine, ("synthetic",) * crops, torch.arange(crops), labels)
+    affine = torch.eye(4, dtype=torch.float64).expand(rows, 4, 4)
+    ids = torch.arange(crops).repeat(views)
+    return CropBatch(voxels, affine, ("synthetic",) * rows, ids, labels)

@@ -11,8 +11,8 @@ from mim3d.config.plan import FinetunePlanConfig, PlanConfig, PretrainPlanConfig
 from mim3d.config.sections import (
     DataConfig,
     EncoderConfig,
-    MaskedConfig,
     OptimConfig,
+    PretextConfig,
     SegmentationConfig,
     TrainingConfig,
     Triple,
@@ -178,7 +178,7 @@ def _traceable(config: FinetunePlanConfig, assumptions: list[str]) -> FinetunePl
 class _Pretext:
     """Makes the pretext task."""
 
-    def __init__(self, encoder: EncoderConfig, objective: MaskedConfig) -> None:
+    def __init__(self, encoder: EncoderConfig, objective: PretextConfig) -> None:
         self.encoder, self.objective = encoder, objective
 
     def with_encoder(self, encoder: EncoderConfig) -> _Pretext:
@@ -221,15 +221,17 @@ def _encoder(config: AnyPlanConfig, store: Store | None) -> EncoderConfig:
     )
 
 
-def _tokens(encoder: EncoderConfig, crop: Triple, objective: MaskedConfig | None) -> dict[str, int]:
+def _tokens(
+    encoder: EncoderConfig, crop: Triple, objective: PretextConfig | None
+) -> dict[str, int]:
     n = TokenGrid.over(crop, encoder.patch).n
-    if objective is None:
+    if objective is None or objective.name not in ("mae", "simmim", "smit"):
         return {"all": n, "visible": n, "decoded": n}
     masked = count(objective.mask_ratio, n, objective.rounding)
     decoded = count(objective.decode_fraction, masked)
     if objective.visible_weight > 0:
         decoded += n - masked
-    return {"all": n, "visible": n if objective.name == "simmim" else n - masked,
+    return {"all": n, "visible": n - masked if objective.name == "mae" else n,
             "decoded": decoded}  # fmt: skip
 
 

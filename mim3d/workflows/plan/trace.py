@@ -87,7 +87,7 @@ def trace_step(
 
     Args:
         build: makes the task; called where tensors have no content.
-        crops: of the micro-batch.
+        crops: of the micro-batch, each with as many views as the task needs.
         channels: of a crop.
         crop_size: voxels of a crop.
         precision: of autocast.
@@ -125,12 +125,13 @@ class _Moment(Moment):
 
 
 def _batch(task: Task, crops: int, channels: int, size: Triple) -> CropBatch:
-    labels = torch.empty((crops, *size), dtype=torch.uint8) if task.needs.labels else None
+    rows = crops * task.needs.views
+    labels = torch.empty((rows, *size), dtype=torch.uint8) if task.needs.labels else None
     return CropBatch(
-        voxels=torch.empty((crops, channels, *size)),
-        affine=torch.empty((crops, 4, 4), dtype=torch.float64),
-        case_ids=("",) * crops,
-        crop_ids=torch.empty(crops, dtype=torch.int64),
+        voxels=torch.empty((rows, channels, *size)),
+        affine=torch.empty((rows, 4, 4), dtype=torch.float64),
+        case_ids=("",) * rows,
+        crop_ids=torch.empty(rows, dtype=torch.int64),
         labels=labels,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, MaskedConfig, SegmentationConfig
+from mim3d.config.sections import DecoderConfig, EncoderConfig, PretextConfig, SegmentationConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Task
@@ -20,9 +20,9 @@ from mim3d.workflows.throughput.stage import Scene, Stage
 from mim3d.workflows.throughput.steps import our_step, segmenter, step
 from mim3d.workflows.throughput.work import Work, step_flop
 
-LIGHT = MaskedConfig(decoder="cross", decode_fraction=0.25, decoder_heads=12)
+LIGHT = PretextConfig(decoder="cross", decode_fraction=0.25, decoder_heads=12)
 """The recipe: a quarter of what is masked is predicted, from the visible tokens alone."""
-FULL = MaskedConfig(decoder_heads=12)
+FULL = PretextConfig(decoder_heads=12)
 """As published, and as MONAI has it."""
 
 
@@ -51,7 +51,7 @@ def simmim_stage(scene: Scene) -> Iterator[Stage]:
     """SimMIM encodes all tokens; MONAI has no such task."""
     given = batches(scene.scale.batch, scene.device, side=scene.crop[0])
     encoder = VolumeViT(EncoderConfig(preset=scene.preset))
-    task = SimMIM(encoder, MaskedConfig(name="simmim")).to(scene.device)
+    task = SimMIM(encoder, PretextConfig(name="simmim")).to(scene.device)
     what = f"SimMIM {scene.preset}/16, {_crops(given)}"
     yield _step_stage(scene, "simmim", what, task, given, None, "-")
 

@@ -72,3 +72,7 @@ def test_a_real_step_is_timed_on_crops_that_are_nowhere_constant() -> None:
     batch = synthetic_batch(subject, 2)
     assert batch.voxels.shape == (2, 1, 16, 24, 32)
     assert all(batch.voxels.std(dim=axis).min() > 0 for axis in range(2, 5))
+    views = synthetic_batch(subject, 2, views=3)
+    assert views.voxels.shape == (6, 1, 16, 24, 32)
+    assert views.crop_ids.tolist() == [0, 1, 0, 1, 0, 1]
+    assert len(views.case_ids) == len(views.affine) == 6

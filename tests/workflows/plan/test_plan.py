@@ -19,8 +19,8 @@ from mim3d.config.sections import (
     DataConfig,
     DecoderConfig,
     EncoderConfig,
-    MaskedConfig,
     OptimConfig,
+    PretextConfig,
     SegmentationConfig,
     TrainingConfig,
 )
@@ -43,7 +43,7 @@ DATA = DataConfig(crop_size=(16, 32, 24))
 MASKED = PretrainPlanConfig(
     data=DATA,
     encoder=TINY,
-    objective=MaskedConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
+    objective=PretextConfig(decoder_width=16, decoder_depth=1, decoder_heads=2),
     optim=OptimConfig(ema=0.9),
     training=TrainingConfig(batch_size=16),
     plan=PlanConfig(gpu="h200", volumes=10, volume_shape=(64, 64, 48)),

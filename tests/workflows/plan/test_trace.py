@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from mim3d.config.sections import (
     DecoderConfig,
     EncoderConfig,
-    MaskedConfig,
+    PretextConfig,
     SegmentationConfig,
     Triple,
 )
-from mim3d.data.batch import CropBatch
+from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models import attention
 from mim3d.models.unetr import UNETR
@@ -36,7 +36,7 @@ SPACING = (1.0, 1.5, 2.5)
 def masked(preset: Any, edge: int, kind: Any = MaskedAutoencoder, **fields: Any) -> Any:
     """Makes a pretext task."""
     encoder = EncoderConfig(preset=preset, patch=(edge,) * 3, default_spacing_mm=SPACING)
-    return lambda: kind(VolumeViT(encoder), MaskedConfig(**fields))
+    return lambda: kind(VolumeViT(encoder), PretextConfig(**fields))
 
 
 def traced(build: Callable[[], Task], **changes: Any) -> Trace:
@@ -173,7 +173,7 @@ def test_a_block_keeps_what_was_measured_a_token() -> None:
         encoder = EncoderConfig(
             preset="small", depth=depth, patch=(8, 8, 8), default_spacing_mm=SPACING
         )
-        build = lambda: SimMIM(VolumeViT(encoder), MaskedConfig(name="simmim"))  # noqa: E731
+        build = lambda: SimMIM(VolumeViT(encoder), PretextConfig(name="simmim"))  # noqa: E731
         trace = traced(build, crop_size=(48, 72, 64), precision=precision)
         parameters = sum(p.numel() for p in without_content(build).encoder.blocks.parameters())
         copies = 2 * parameters if precision == "bf16" else 0
@@ -237,3 +237,20 @@ def test_memory_grows_with_the_batch_and_not_with_the_weights_alone() -> None:
 
     assert four.saved_bytes > one.saved_bytes
     assert four.forward_flop == 4 * one.forward_flop
+
+
+class TwoViews(SimMIM):
+    """A task that asks for two views of every crop."""
+
+    needs = BatchNeeds(views=2)
+
+
+def test_a_crop_of_a_task_that_needs_two_views_is_two_crops_work() -> None:
+    size: Triple = (32, 48, 64)
+
+    views = traced(masked("tiny", 16, TwoViews), crop_size=size)
+
+    crops = traced(masked("tiny", 16, SimMIM), crop_size=size, crops=2)
+    assert (views.crops, crops.crops) == (1, 2)
+    assert views.forward_flop == crops.forward_flop
+    assert views.saved_bytes == crops.saved_bytes

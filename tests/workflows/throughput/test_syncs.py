@@ -8,7 +8,7 @@ import torch
 from mim3d.config.sections import (
     DecoderConfig,
     EncoderConfig,
-    MaskedConfig,
+    PretextConfig,
     SegmentationConfig,
 )
 from mim3d.models.unetr import UNETR
@@ -79,11 +79,11 @@ def segmentation():
 
 
 TASKS = {
-    "mae full": lambda: MaskedAutoencoder(encoder(), MaskedConfig()),
+    "mae full": lambda: MaskedAutoencoder(encoder(), PretextConfig()),
     "mae cross": lambda: MaskedAutoencoder(
-        encoder(positions="rotary_mm"), MaskedConfig(decoder="cross", decode_fraction=0.25)
+        encoder(positions="rotary_mm"), PretextConfig(decoder="cross", decode_fraction=0.25)
     ),
-    "simmim": lambda: SimMIM(encoder(), MaskedConfig(name="simmim")),
+    "simmim": lambda: SimMIM(encoder(), PretextConfig(name="simmim")),
     "segmentation": segmentation,
 }
 

@@ -9,7 +9,7 @@ from torch import nn
 from mim3d.config.sections import (
     DecoderConfig,
     EncoderConfig,
-    MaskedConfig,
+    PretextConfig,
     SegmentationConfig,
 )
 from mim3d.models.unetr import UNETR
@@ -40,7 +40,7 @@ def by_hand_encoder():
 
 
 def test_a_cross_decoded_step_is_three_forwards_without_one_of_the_embedding():
-    config = MaskedConfig(
+    config = PretextConfig(
         decoder="cross", decode_fraction=0.25, decoder_width=96, decoder_depth=2, decoder_heads=3
     )
     task = MaskedAutoencoder(encoder(), config)
@@ -59,10 +59,10 @@ def test_a_cross_decoded_step_is_three_forwards_without_one_of_the_embedding():
 
 def test_a_full_decoder_costs_more_than_a_quarter_by_cross_attention():
     batch = batches(1, CPU, side=SIDE, rotated=1)[0]
-    cross = MaskedConfig(decoder="cross", decode_fraction=0.25)
+    cross = PretextConfig(decoder="cross", decode_fraction=0.25)
 
     full, light = (step_flop(MaskedAutoencoder(encoder(), config), batch)
-                   for config in (MaskedConfig(), cross))  # fmt: skip
+                   for config in (PretextConfig(), cross))  # fmt: skip
 
     # All 64 tokens pass the decoder's blocks of width 384, the last one for the masked alone.
     assert full - light > 3 * blocks(TOKENS, 384, 2)

@@ -1,0 +1,331 @@
+"""One run of a benchmark at a time: what it needs is made first, what is done is not repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mim3d.config.verbs import ConvergenceConfig, PretrainConfig
+from mim3d.evaluation.convergence import Pretraining, Record
+from mim3d.foundation.atomic import write_json
+from mim3d.foundation.errors import (
+    ConfigError,
+    Interrupted,
+    ResourceError,
+    StoppedError,
+    UserError,
+)
+from mim3d.foundation.reporting import Reporter
+from mim3d.workflows.convergence.arms import Arm
+from mim3d.workflows.convergence.health import embedding_health, why_collapsed, why_hopeless
+from mim3d.workflows.convergence.plan import Plan, Rate, naming, settle_rate
+from mim3d.workflows.convergence.trials import (
+    Before,
+    Trial,
+    before_of,
+    finetune_config,
+    pretrain_config,
+    subjects_drawn,
+    tuning_config,
+)
+from mim3d.workflows.finetune import finetune, read_curve
+from mim3d.workflows.pretrain import pretrain
+from mim3d.workflows.result import Result
+
+PRETRAIN, FINETUNE, TUNE = "pretrain", "finetune", "tune"
+RECORDS, PRETRAINED = "records", "pretrained"
+IN_USE = "run-in-use"
+FAILED = "failed: "
+"""A run that ended so is tried again by the next command: what was wrong may have been mended. One
+that stopped itself, or that is dead by its numbers, is not."""
+
+
+class Busy(Exception):
+    """Another process works on a run that is needed."""
+
+
+class Bench:
+    """The runs of a benchmark's folder.
+
+    Args:
+        arms: by name.
+        settings: the config's section `convergence`.
+        plan: what was decided.
+        out: the folder.
+        reporter: where progress goes.
+    """
+
+    def __init__(
+        self,
+        arms: Mapping[str, Arm],
+        settings: ConvergenceConfig,
+        plan: Plan,
+        out: Path,
+        reporter: Reporter,
+    ) -> None:
+        self.arms = arms
+        self.settings = settings
+        self.plan = plan
+        self.out = out
+        self.reporter = reporter
+        self._rates = dict(plan.rates)
+        self._failed: dict[str, Pretraining] = {}
+
+    def record_path(self, trial: Trial) -> Path:
+        """Where the record of a fine-tuning lies."""
+        return self.out / RECORDS / f"{trial.name}.json"
+
+    def record_of(self, trial: Trial) -> Record | None:
+        """The record of a fine-tuning, or None."""
+        path = self.record_path(trial)
+        if not path.is_file():
+            return None
+        return Record.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+    def finished(self, trial: Trial) -> Record | None:
+        """The record of a fine-tuning that need not be run again."""
+        record = self.record_of(trial)
+        return None if record is None or _may_be_mended(record) else record
+
+    def is_pretrained(self, before: Before) -> bool:
+        """Whether a pre-training is done."""
+        return self._pretrained_path(before).is_file()
+
+    def _pretrained_path(self, before: Before) -> Path:
+        return self.out / PRETRAINED / f"{before.name}.json"
+
+    def make(self, trial: Trial) -> Record:
+        """Runs a fine-tuning with all that it needs, and writes its record.
+
+        Raises:
+            Busy: another process holds a run that is needed.
+            Interrupted: a signal came.
+            ConfigError: something does not fit together; the arm is named.
+        """
+        arm = self.arms[trial.arm]
+        with naming(arm):
+            record = self._made(trial, arm)
+        write_json(self.record_path(trial), record.as_json())
+        return record
+
+    def _made(self, trial: Trial, arm: Arm) -> Record:
+        plan = self.plan.arms[arm.name]
+        before = before_of(trial, arm, self.settings)
+        paid = None if before is None else self.pretraining(before)
+        if paid is not None and paid.dead is not None:
+            return self._record(trial, arm, paid, dead=f"pre-training `{paid.run}`: {paid.dead}")
+        rate = self.rate(arm)
+        config = finetune_config(arm, plan, trial, init=self._init(before), lr=rate)
+        folder = self.out / FINETUNE / trial.name
+        ended, dead = self._attempt(
+            lambda reporter: finetune(config, out=str(folder), reporter=reporter), trial.name
+        )
+        return self._record(trial, arm, paid, dead=dead, ended=ended, lr=config.optim.lr)
+
+    def _record(
+        self,
+        trial: Trial,
+        arm: Arm,
+        paid: Pretraining | None,
+        *,
+        dead: str | None,
+        ended: Mapping[str, Any] | None = None,
+        lr: float | None = None,
+    ) -> Record:
+        """The record of a fine-tuning that ended, was given up, or was never begun."""
+        folder = self.out / FINETUNE / trial.name
+        curve = read_curve(folder)
+        subjects: dict[str, str] = curve.get("subjects", {})
+        looks = {int(step): values for step, values in curve.get("dice", {}).items()}
+        steps, cases = tuple(sorted(looks)), tuple(sorted(subjects))
+        dice = tuple(tuple(looks[step][case] for case in cases) for step in steps)
+        if dead is None:
+            best = max(sum(row) / max(len(row), 1) for row in dice)
+            dead = why_hopeless(best)
+        data = replace(arm.finetune.data, labels=trial.labels, fold=trial.fold)
+        numbers = (ended or {}).get("validation", {}).get("validation", {})
+        cost = self.plan.arms[arm.name].finetune
+        done = steps[-1] if steps else 0
+        return Record(
+            arm=arm.name,
+            labels=str(trial.labels),
+            subjects=subjects_drawn(data, trial.replicate),
+            replicate=trial.replicate,
+            fold=trial.fold,
+            steps=steps,
+            cases=cases,
+            case_subjects=tuple(subjects[case] for case in cases),
+            dice=dice,
+            zeroed=numbers.get("dice_encoder_zeroed"),
+            seconds=training_seconds(folder),
+            flop=(cost.steps if ended is not None else done) * cost.flop_a_step,
+            lr=arm.finetune.optim.lr if lr is None else lr,
+            kind=arm.kind,
+            pretraining=paid,
+            dead=dead,
+        )
+
+    # What a fine-tuning needs
+
+    def _init(self, before: Before | None) -> Path | None:
+        return None if before is None else self.out / PRETRAIN / before.name
+
+    def pretraining(self, before: Before) -> Pretraining:
+        """A pre-training, made where it is missing, with what it cost and whether it is alive.
+
+        Raises:
+            Busy: another process is at it.
+        """
+        path = self._pretrained_path(before)
+        if path.is_file():
+            return Pretraining.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if before.name in self._failed:
+            return self._failed[before.name]
+        arm = self.arms[before.arm]
+        config = pretrain_config(arm, self.plan.arms[arm.name], before)
+        with naming(arm):
+            made = self._pretrained(config, before)
+        if made.dead is not None and made.dead.startswith(FAILED):
+            self._failed[before.name] = made
+        else:
+            write_json(path, made.as_json())
+        return made
+
+    def _pretrained(self, config: PretrainConfig, before: Before) -> Pretraining:
+        folder = self.out / PRETRAIN / before.name
+        ended, dead = self._attempt(
+            lambda reporter: pretrain(config, out=str(folder), reporter=reporter), before.name
+        )
+        facts: dict[str, float] = {}
+        if ended is not None:
+            facts = last_numbers(ended)
+            health = embedding_health(config, folder)
+            facts |= health
+            dead = why_collapsed(health)
+        cost = self.plan.arms[before.arm].pretrain
+        assert cost is not None
+        return Pretraining(
+            run=before.name,
+            method=config.objective.name,
+            seed=before.seed,
+            steps=cost.steps,
+            flop=cost.flop,
+            seconds=training_seconds(folder),
+            dead=dead,
+            facts=facts,
+        )
+
+    def rate(self, arm: Arm) -> float | None:
+        """The learning rate of an arm's fine-tunings; None takes the config's.
+
+        Chosen among `rates` by the last checkpoint's Dice on a fifth of the training list, with
+        the first label fraction and replicate 0; of equal ones the first.
+
+        Raises:
+            Busy: another process is at one of the runs that decide.
+        """
+        if not self.settings.rates:
+            return None
+        if arm.name not in self._rates:
+            dice = {str(lr): self._tuned(arm, lr) for lr in self.settings.rates}
+            best = max(self.settings.rates, key=lambda lr: dice[str(lr)])
+            self._rates[arm.name] = settle_rate(self.out, arm.name, Rate(best, dice))
+            self.reporter.say(f"{arm.name}: learning rate {best:g}")
+        return self._rates[arm.name].lr
+
+    def _tuned(self, arm: Arm, lr: float) -> float:
+        """Dice of a rate on the inner fold; -1 where the run was given up or never begun."""
+        folds = self.settings.folds
+        trial = Trial(arm.name, self.settings.labels[0], 0, folds[0] if folds else None)
+        before = before_of(trial, arm, self.settings)
+        if before is not None and self.pretraining(before).dead is not None:
+            return -1.0
+        init = self._init(before)
+        config = tuning_config(arm, self.plan.arms[arm.name], trial, init=init, lr=lr)
+        name = f"{arm.name}-lr{lr:g}"
+        folder = self.out / TUNE / name
+        ended, dead = self._attempt(
+            lambda reporter: finetune(config, out=str(folder), reporter=reporter), name
+        )
+        if dead is not None and dead.startswith(FAILED):
+            raise ConfigError(
+                f"learning rate {lr:g} could not be tried: {dead.removeprefix(FAILED)}",
+                remedy="mend it, or leave `convergence.rates` out",
+                code="tuning",
+            )
+        if ended is None:
+            return -1.0
+        return float(ended["validation"]["validation"]["dice"])
+
+    def _attempt(
+        self, run: Callable[[Reporter], Result], name: str
+    ) -> tuple[dict[str, Any] | None, str | None]:
+        """The facts of a run that came to its end, or why it did not.
+
+        What another command must mend, and a signal, go through.
+        """
+        try:
+            return dict(run(_Inner(self.reporter, name)).facts), None
+        except (Interrupted, ResourceError, ConfigError):
+            raise
+        except StoppedError as error:
+            return None, f"stopped: {error}"
+        except UserError as error:
+            if error.code == IN_USE:
+                raise Busy(name) from error
+            self.reporter.warn(f"{name} failed: {error}")
+            return None, f"{FAILED}{error}"
+
+
+class _Inner:
+    """What a run says, as part of a benchmark: its progress under its name, and warnings."""
+
+    def __init__(self, reporter: Reporter, name: str) -> None:
+        self._reporter, self._name = reporter, name
+
+    def say(self, text: str) -> None:
+        """Leaves out what the run's own log has."""
+
+    def warn(self, text: str) -> None:
+        """With the run's name."""
+        self._reporter.warn(f"{self._name}: {text}")
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """With the run's name."""
+        self._reporter.progress(done, total, f"{self._name}  {text}")
+
+
+def training_seconds(folder: Path) -> float:
+    """Seconds of a run's steps, waiting for crops included, without validation and checkpoints.
+
+    From `log.jsonl`, which an interruption leaves whole.
+    """
+    path = folder / "log.jsonl"
+    if not path.is_file():
+        return 0.0
+    total, reached = 0.0, 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # the last line of a killed process
+            entry = json.loads(line)
+            if entry.get("kind") == "train":
+                total += (entry["step"] - reached) * entry["seconds_a_step"]
+                reached = entry["step"]
+    return total
+
+
+def last_numbers(ended: Mapping[str, Any]) -> dict[str, float]:
+    """Last loss of a pre-training, and the last numbers of all that looked at it."""
+    looks: Iterator[Mapping[str, Any]] = iter(ended.get("validation", {}).values())
+    found = {name: value for look in looks for name, value in look.items()}
+    found["loss"] = ended.get("loss")
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _may_be_mended(record: Record) -> bool:
+    before = record.pretraining
+    reasons = (record.dead, None if before is None else before.dead)
+    return any(reason is not None and reason.startswith(FAILED) for reason in reasons)

@@ -1,0 +1,122 @@
+"""What one training step costs: its FLOP, counted op by op, and its seconds on this machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from mim3d.config.plan import FinetunePlanConfig, PretrainPlanConfig
+from mim3d.config.reading import to_mapping
+from mim3d.config.verbs import FinetuneConfig, PretrainConfig
+from mim3d.data.splits import validation_cases
+from mim3d.data.store import open_store
+from mim3d.inference.windows import window_starts
+from mim3d.training.fabric import choose_device, choose_precision, float32_matmul, threads
+from mim3d.workflows.plan.measure import RealStep, synthetic_batch
+from mim3d.workflows.plan.subject import Subject, subject_of
+from mim3d.workflows.plan.trace import trace_step
+
+TIMED_STEPS = 3
+"""After one that is not counted; the median is taken."""
+FORWARD_SHARE = 1 / 3
+"""Of a step's time, where only a rough number is needed."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One optimiser step.
+
+    Args:
+        flop: of all ops of forward and backward pass, accumulation included. What runs without
+            gradient, such as a teacher, counts once, as it is done once.
+        seconds: on this machine, without the feed.
+    """
+
+    flop: float
+    seconds: float
+
+
+class Costs:
+    """Step costs by config; equal ones are counted once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, StepCost] = {}
+
+    def of(self, config: PretrainConfig | FinetuneConfig) -> StepCost:
+        """What a step of this config costs; its length and its seed do not matter."""
+        training = replace(config.training, steps=1, seed=0, validate_at=())
+        alike = replace(config, training=training)
+        key = json.dumps([type(config).__name__, to_mapping(alike)])
+        if key not in self._known:
+            self._known[key] = step_cost(config)
+        return self._known[key]
+
+
+def step_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
+    """Takes one step without numbers to count it, and a few real ones to time it.
+
+    Raises:
+        UserError: no store, or a config with which nothing can be trained.
+    """
+    subject = subject_of(_planned(config))
+    training = config.training
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    crops = max(1, training.batch_size // training.accumulation)
+    trace = trace_step(
+        subject.build,
+        crops=crops,
+        channels=subject.channels,
+        crop_size=subject.crop_size,
+        precision=precision,
+        on_gpu=device.type == "cuda",
+    )
+    with threads(training.threads), float32_matmul(training.float32_matmul):
+        seconds = _seconds(subject, crops, precision, device)
+    flop = sum(op.flop for op in trace.ops)
+    return StepCost(float(flop) * training.accumulation, seconds * training.accumulation)
+
+
+def _planned(config: PretrainConfig | FinetuneConfig) -> PretrainPlanConfig | FinetunePlanConfig:
+    values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
+    if isinstance(config, PretrainConfig):
+        return PretrainPlanConfig(**values)
+    return FinetunePlanConfig(**values)
+
+
+def _seconds(subject: Subject, crops: int, precision: str, device: torch.device) -> float:
+    """Of a real step on synthetic crops, in this process's own time where it has one thread."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        task = subject.build()
+    step = RealStep(task.train().to(device), subject.optim, precision)
+    batch = synthetic_batch(subject, crops, task.needs.views).to(device)
+    own = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if own else time.perf_counter
+    times = []
+    for number in range(1 + TIMED_STEPS):
+        began = clock()
+        step(batch, number)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(clock() - began)
+    return sorted(times[1:])[TIMED_STEPS // 2]
+
+
+def look_seconds(config: FinetuneConfig, step: StepCost) -> float:
+    """About how long it takes to judge all validation cases once."""
+    if config.data.store is None:
+        return 0.0
+    store = open_store(config.data.store)
+    window = config.inference.window or config.data.crop_size
+    windows = 0
+    for case in validation_cases(store, config.data):
+        x, y, z = (max(pair) for pair in zip(store.entry(case).shape[1:], window, strict=True))
+        windows += len(window_starts((x, y, z), window, config.inference.overlap))
+    share = math.prod(window) / math.prod(config.data.crop_size)
+    return windows * share * step.seconds * FORWARD_SHARE / config.training.batch_size

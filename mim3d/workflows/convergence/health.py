@@ -1,0 +1,81 @@
+"""Is a pre-trained encoder alive? A dead run is marked, not averaged in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mim3d.config.sections import AugmentationConfig
+from mim3d.config.verbs import PretrainConfig
+from mim3d.data.batch import BatchNeeds
+from mim3d.data.feed import make_feed
+from mim3d.data.splits import pretraining_cases
+from mim3d.foundation.reporting import Silent
+from mim3d.models.vit import VolumeViT
+from mim3d.objectives.heads import pooled
+from mim3d.objectives.health import embedding_logs
+from mim3d.training.fabric import choose_device
+from mim3d.workflows.assembly import store_of
+from mim3d.workflows.loading import encoder_of, start_from
+
+PROBE_CROPS = 32
+"""Crops, not augmented and the same for every arm, from all pre-training cases in turn."""
+LEAST_RANK = 2.0
+LARGEST_COSINE = 0.995
+LEAST_SPREAD = 0.01
+LEAST_DICE = 0.01
+
+
+def embedding_health(config: PretrainConfig, run: Path) -> dict[str, float]:
+    """Effective rank, spread and mean cosine of a run's frozen features of some crops.
+
+    Args:
+        config: of the run.
+        run: its folder.
+
+    Returns:
+        `crops_rank`, `crops_spread`, `crops_cosine` of the pooled features (`objectives.health`);
+        the probes' `rank` is of tokens.
+    """
+    store = store_of(config.data)
+    # Placed anywhere, so that arms that draw their crops elsewhere are looked at alike.
+    data = replace(config.data, placement="uniform", feed="store", workers=0, window_cases=None,
+                   max_crops_per_visit=None, resident_on="auto")  # fmt: skip
+    device = choose_device(config.training.device)
+    encoder = VolumeViT(encoder_of(run))
+    start_from(encoder, str(run), "last", Silent())
+    encoder.to(device).eval()
+    feed = make_feed(
+        store,
+        pretraining_cases(store, config.data),
+        data=data,
+        augmentation=AugmentationConfig(),
+        needs=BatchNeeds(),
+        batch_size=min(config.training.batch_size, PROBE_CROPS),
+        seed=0,
+        device=device,
+    )
+    with torch.no_grad():
+        features = torch.cat([
+            pooled(encoder(there.voxels, there.spacing_mm, valid=there.valid))
+            for there in (batch.to(device) for batch in feed.fixed(PROBE_CROPS))
+        ])  # fmt: skip
+    return {f"crops_{name}": float(value) for name, value in embedding_logs(features).items()}
+
+
+def why_collapsed(health: Mapping[str, float]) -> str | None:
+    """Why features are those of a collapsed encoder; None for live ones."""
+    rank, spread, cosine = (health[f"crops_{name}"] for name in ("rank", "spread", "cosine"))
+    if not rank >= LEAST_RANK:  # so that not-a-number is dead too
+        return f"collapsed: effective rank {rank:.2f} of {PROBE_CROPS} crops"
+    if cosine > LARGEST_COSINE and spread < LEAST_SPREAD:
+        return f"collapsed: cosine {cosine:.4f}, spread {spread:.4f}"
+    return None
+
+
+def why_hopeless(best_dice: float) -> str | None:
+    """Why a fine-tuning has learned nothing; None where it has."""
+    return None if best_dice >= LEAST_DICE else f"best Dice {best_dice:.4f}"

@@ -1,0 +1,231 @@
+"""The report of a convergence benchmark: JSON, CSV, Markdown and two pictures, from records."""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mim3d.evaluation.convergence import Record
+from mim3d.evaluation.costs import cost, encoder_use, replaced_labels, subjects
+from mim3d.evaluation.ranking import comparisons
+from mim3d.evaluation.study import HEADLINE, TARGETS, Study
+from mim3d.foundation.atomic import write_json, write_text
+from mim3d.foundation.versions import versions
+from mim3d.pictures.convergence import Band, Panel, draw_convergence, draw_label_efficiency
+from mim3d.workflows.convergence.tables import markdown
+from mim3d.workflows.throughput.machine import processor
+
+FORMAT = 1
+NAME = "convergence"
+FIELDS = (
+    "arm", "kind", "labels", "subjects", "replicate", "fold", "lr", "step", "dice", "cases",
+    "dead",
+)  # fmt: skip
+
+About = Mapping[str, str | int | float | bool]
+
+
+def write_report(
+    records: Sequence[Record],
+    folder: Path | str,
+    *,
+    about: About | None = None,
+    arms: Sequence[str] = (),
+    reference: str = "scratch",
+    resamples: int = 2000,
+) -> tuple[Path, ...]:
+    """Writes what the records say so far, and returns the files.
+
+    Args:
+        records: one a fine-tuning that is done or dead; of a benchmark that still runs, some.
+        folder: for `convergence.json`, `.csv`, `.md`, `curves.png` and `labels.png`; pictures
+            only where a sound run is there.
+        about: what was equal for all arms and what else a reader must know, line by line:
+            budget, folds, recipe, data set.
+        arms: order of the tables; arms that are left out follow. Without: the reference first.
+        reference: arm whose best Dice sets the targets.
+        resamples: of the bootstrap.
+
+    Raises:
+        UserError: a run is there twice, or runs that should be compared are not comparable.
+    """
+    folder = Path(folder)
+    study = Study(_ordered(records, arms or (reference,)), reference, resamples)
+    summary = summarised(study, about or {})
+    files = [folder / f"{NAME}.json", folder / f"{NAME}.csv", folder / f"{NAME}.md"]
+    write_json(files[0], summary)
+    write_text(files[1], _rows(study))
+    write_text(files[2], markdown(study, summary))
+    if any(study.present(labels) for labels in study.labels):
+        title = "Dice of whole volumes while fine-tuning; band: lowest to highest replicate"
+        files.append(draw_convergence(folder / "curves.png", *_panels(study), title=title))
+        files.append(_draw_labels(study, folder / "labels.png"))
+    return tuple(files)
+
+
+def _ordered(records: Sequence[Record], arms: Sequence[str]) -> tuple[Record, ...]:
+    """By arm as asked for, labels and replicate, whatever order the runs ended in."""
+    known = dict.fromkeys((*arms, *(record.arm for record in records)))
+    place = {arm: number for number, arm in enumerate(known)}
+    return tuple(
+        sorted(records, key=lambda one: (place[one.arm], one.subjects, one.labels, one.replicate))
+    )
+
+
+def summarised(study: Study, about: About) -> dict[str, Any]:
+    """Everything as JSON: each number with its interval, and every record it came from."""
+    return {
+        "format": FORMAT,
+        "about": dict(about),
+        "reference": study.reference,
+        "targets": list(TARGETS),
+        "headline_target": HEADLINE,
+        "bootstrap": {
+            "over": "replicates and subjects, paired across arms",
+            "resamples": study.resamples,
+            "confidence": study.confidence,
+            "seed": study.seed,
+        },
+        "arms": {arm: study.kind(arm) for arm in study.arms},
+        "labels": {labels: _fraction(study, labels) for labels in study.labels},
+        "dead": [{"run": record.name, "why": record.why_dead} for record in study.dead],
+        "notes": list(notes(study)),
+        "records": [_compact(record) for record in study.records],
+        "machine": {"processor": processor(), "system": platform.platform()},
+        "versions": versions(),
+    }
+
+
+def notes(study: Study) -> tuple[str, ...]:
+    """What a reader must know before believing a number, one sentence each."""
+    lines = []
+    if study.dead:
+        lines.append(f"dead runs, listed and in no number: {len(study.dead)}")
+    for labels in study.labels:
+        counts = {arm: len(study.runs(arm, labels)) for arm in study.present(labels)}
+        if len({tuple(study.runs(arm, labels)) for arm in counts}) > 1:
+            most = max(counts.values())
+            listed = ", ".join(f"`{arm}` {runs}" for arm, runs in counts.items() if runs < most)
+            lines.append(
+                f"labels {labels}: not every arm has the same replicates"
+                + (f" ({listed} of {most})" if listed else "")
+                + "; arms are compared on those that both of them and the reference have"
+            )
+        if counts and study.reference not in counts:
+            lines.append(f"labels {labels}: no sound run of `{study.reference}`, hence no target")
+        few = [arm for arm, runs in counts.items() if runs < 3]
+        if few:
+            lines.append(
+                f"labels {labels}: fewer than three replicates of "
+                f"{', '.join(f'`{arm}`' for arm in few)}: with two an interval is a guess, with "
+                "one it holds for that run alone"
+            )
+    return tuple(lines)
+
+
+def _fraction(study: Study, labels: str) -> dict[str, Any]:
+    """All numbers of one label fraction."""
+    return {
+        "best_contrastive": study.best_contrastive(labels),
+        "arms": {arm: _arm(study, arm, labels) for arm in study.present(labels)},
+        "comparisons": [row.as_json() for row in comparisons(study, labels)],
+    }
+
+
+def _arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
+    others = [
+        other
+        for other in study.present(labels)
+        if other != arm and (other == study.reference or study.kind(other) == "contrastive")
+    ]
+    used, replaced = encoder_use(study, arm, labels), replaced_labels(study, arm, labels)
+    curve = study.curve(arm, labels)
+    return {
+        "subjects": subjects(study, arm, labels),
+        "replicates": list(study.runs(arm, labels)),
+        "lr": sorted({record.lr for record in study.runs(arm, labels).values()}),
+        "curve": None if curve is None else vars(curve),
+        "final": _json(study.final(arm, labels)),
+        "mean_height_steps": _json(study.area(arm, labels, log=False)),
+        "mean_height_log_steps": _json(study.area(arm, labels, log=True)),
+        "steps_to": {f"{x:g}": _json(study.time(arm, labels, x)) for x in TARGETS},
+        "faster_than": {
+            other: {f"{x:g}": _json(study.factor(arm, other, labels, x)) for x in TARGETS}
+            for other in others
+        },
+        "replaces_subjects": replaced and {"subjects": replaced[0], "bound": replaced[1]},
+        "encoder_use": used and {"dice": used[0], "zeroed": used[1]},
+        "cost": _json(cost(study, arm, labels)),
+    }
+
+
+def _compact(record: Record) -> dict[str, Any]:
+    """The record with Dice to five digits: as much as 10^5 voxels can tell, in half the bytes."""
+    dice = [[round(value, 5) for value in row] for row in record.dice]
+    return {**record.as_json(), "dice": dice}
+
+
+def _json(value: Any) -> Any:
+    return None if value is None else value.as_json()
+
+
+def _rows(study: Study) -> str:
+    """One row a run and judged step; a run that died without a curve has one row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for record in study.records:
+        fixed = {name: getattr(record, name) for name in FIELDS if name not in ("step", "dice")}
+        fixed |= {"cases": len(record.cases), "dead": record.why_dead}
+        heights = [float(np.mean(row)) if row else None for row in record.dice]
+        judged = zip(record.steps, heights, strict=True) if record.steps else [(None, None)]
+        writer.writerows({**fixed, "step": step, "dice": dice} for step, dice in judged)
+    return text.getvalue()
+
+
+def _panels(study: Study) -> tuple[list[Panel], list[str]]:
+    """One panel a label fraction with sound runs, and the arms in their order."""
+    panels = []
+    for labels in study.labels:
+        lines = {}
+        for arm in study.present(labels):
+            curve = study.curve(arm, labels)
+            if curve is not None:
+                lines[arm] = Band(curve.steps, curve.mean, curve.low, curve.high)
+        best = study.curve(study.reference, labels)
+        goal = None if best is None else HEADLINE * max(best.mean)
+        name = f"{100 * HEADLINE:g} % of the best `{study.reference}`".replace("`", "")
+        if lines:
+            panels.append(Panel(f"labels {_labels_name(study, labels)}", lines, goal, name))
+    return panels, list(study.arms)
+
+
+def _draw_labels(study: Study, path: Path) -> Path:
+    points: dict[str, list[tuple[float, float, float, float]]] = {}
+    names: dict[float, str] = {}
+    for labels in study.labels:
+        present = study.present(labels)
+        if not present:
+            continue
+        count = float(np.mean([subjects(study, arm, labels) for arm in present]))
+        names[count] = f"{labels}\n({count:g})"
+        for arm in present:
+            curve = study.curve(arm, labels)
+            if curve is not None:
+                point = (count, curve.mean[-1], curve.low[-1], curve.high[-1])
+                points.setdefault(arm, []).append(point)
+    lines = {arm: Band(*zip(*sorted(rows), strict=True)) for arm, rows in points.items()}
+    title = "Dice after the last step against labels; bars: lowest and highest replicate"
+    return draw_label_efficiency(path, lines, study.arms, names=names, title=title)
+
+
+def _labels_name(study: Study, labels: str) -> str:
+    counts = {record.subjects for record in study.records if record.labels == labels}
+    listed = "-".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return f"{labels} ({listed} subjects)"

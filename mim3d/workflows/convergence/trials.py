@@ -1,0 +1,202 @@
+"""Which runs a benchmark consists of, in which order, under which names and with which configs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mim3d.config.sections import DataConfig
+from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
+from mim3d.data.splits import training_cases, validation_cases
+from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.workflows.assembly import store_of
+from mim3d.workflows.convergence.arms import Arm
+from mim3d.workflows.convergence.plan import ArmPlan, naming
+from mim3d.workflows.finetune import SCRATCH
+
+INNER_FOLD = 0
+"""The fifth of the training list by which rates are chosen."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """A pre-training.
+
+    Args:
+        arm: whose it is.
+        seed: names crops, masks and initialisation.
+        fold: whose volumes it does not see; None leaves out the validation list.
+    """
+
+    arm: str
+    seed: int
+    fold: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.arm}-seed{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A fine-tuning.
+
+    Args:
+        arm: row of the tables.
+        labels: labelled subjects, as a fraction or a number.
+        replicate: names the draw of subjects, the initialisation and the order of crops.
+        fold: who judges; None is the validation list.
+    """
+
+    arm: str
+    labels: int | float
+    replicate: int
+    fold: int | None
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its record."""
+        return f"{self.arm}-labels{self.labels}-{self.replicate}"
+
+
+def all_trials(arms: Sequence[Arm], settings: ConvergenceConfig) -> tuple[Trial, ...]:
+    """Every fine-tuning: label fractions as listed, in each all replicates, in each all arms.
+
+    So what is done at any time is as complete a table as there can be.
+
+    Raises:
+        ConfigError: no labels, no replicates, or a fold twice.
+    """
+    for key in ("replicates", "pretraining_seeds"):
+        if getattr(settings, key) < 1:
+            value = getattr(settings, key)
+            raise ConfigError(f"`convergence.{key}` is {value}, expected 1 or more", code="range")
+    for key in ("labels", "folds", "rates"):
+        listed = getattr(settings, key)
+        if len(set(listed)) < len(listed) or (key == "labels" and not listed):
+            raise ConfigError(
+                f"`convergence.{key}` must list different values" +
+                (" and at least one" if key == "labels" else ""),
+                code="range",
+            )  # fmt: skip
+    return tuple(
+        Trial(arm.name, labels, replicate, _fold(settings, replicate))
+        for labels in settings.labels
+        for replicate in range(settings.replicates)
+        for arm in arms
+    )
+
+
+def shard_of(trials: Sequence[Trial], shard: str | None) -> tuple[Trial, ...]:
+    """The share of one of several commands: every n-th trial from the i-th on.
+
+    Raises:
+        ConfigError: the shard is not `i/n` with i from 0 to n - 1.
+    """
+    if shard is None:
+        return tuple(trials)
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(
+            f"`convergence.shard` is `{shard}`, expected `i/n` with i from 0 to n - 1",
+            remedy="of four commands the first one is `--shard 0/4`, the last `--shard 3/4`",
+            code="shard",
+        )
+    return tuple(trials[int(found[1]) :: int(found[2])])
+
+
+def _fold(settings: ConvergenceConfig, replicate: int) -> int | None:
+    return settings.folds[replicate % len(settings.folds)] if settings.folds else None
+
+
+def before_of(trial: Trial, arm: Arm, settings: ConvergenceConfig) -> Before | None:
+    """The pre-training that a fine-tuning starts from; None from scratch."""
+    if arm.before is None:
+        return None
+    fold = trial.fold if settings.pretrain_per_fold else None
+    return Before(arm.before, trial.replicate % settings.pretraining_seeds, fold)
+
+
+def pretrain_config(arm: Arm, plan: ArmPlan, before: Before) -> PretrainConfig:
+    """The config of a pre-training."""
+    assert arm.pretrain is not None
+    assert plan.pretrain is not None
+    return replace(
+        arm.pretrain,
+        data=replace(arm.pretrain.data, fold=before.fold),
+        training=replace(arm.pretrain.training, steps=plan.pretrain.steps, seed=before.seed),
+    )
+
+
+def finetune_config(
+    arm: Arm, plan: ArmPlan, trial: Trial, *, init: Path | None, lr: float | None
+) -> FinetuneConfig:
+    """The config of a fine-tuning.
+
+    Args:
+        arm: its arm.
+        plan: what was decided for it.
+        trial: which.
+        init: folder of the pre-training; None takes what the arm says, mostly scratch.
+        lr: learning rate; None takes the config's.
+    """
+    config = arm.finetune
+    return replace(
+        config,
+        init=(config.init or SCRATCH) if init is None else str(init),
+        data=replace(config.data, labels=trial.labels, fold=trial.fold),
+        optim=config.optim if lr is None else replace(config.optim, lr=lr),
+        training=replace(
+            config.training,
+            steps=plan.finetune.steps,
+            seed=trial.replicate,
+            validate_every=0,
+            validate_at=plan.grid,
+        ),
+    )
+
+
+def check_draws(
+    trials: Sequence[Trial], arms: Mapping[str, Arm], settings: ConvergenceConfig
+) -> None:
+    """Refuses before the first run what the last one would refuse.
+
+    Raises:
+        UserError: fewer labelled subjects than a trial asks for, or nobody to judge it.
+    """
+    for trial in trials:
+        config = arms[trial.arm].finetune
+        asked = [replace(config.data, labels=trial.labels, fold=trial.fold)]
+        if settings.rates and (trial.labels, trial.replicate) == (settings.labels[0], 0):
+            asked.append(replace(asked[0], inner_fold=INNER_FOLD))
+        with naming(arms[trial.arm]):
+            for data in asked:
+                subjects_drawn(data, trial.replicate)
+                if not validation_cases(store_of(data), data):
+                    raise UserError(
+                        "nobody judges: the store has no validation case with labels",
+                        where=data.store,
+                        remedy="set `convergence.folds`, for example `[0, 1, 2, 3, 4]`",
+                        code="no-validation",
+                    )
+
+
+def subjects_drawn(data: DataConfig, replicate: int) -> int:
+    """How many labelled subjects a fine-tuning trains on."""
+    store = store_of(data)
+    return len({store.subject(case) for case in training_cases(store, data, replicate)})
+
+
+def tuning_config(
+    arm: Arm, plan: ArmPlan, trial: Trial, *, init: Path | None, lr: float
+) -> FinetuneConfig:
+    """A fine-tuning by which a rate is chosen: the validation list is not looked at."""
+    config = finetune_config(arm, plan, trial, init=init, lr=lr)
+    return replace(
+        config,
+        data=replace(config.data, inner_fold=INNER_FOLD),
+        training=replace(config.training, validate_at=()),
+    )

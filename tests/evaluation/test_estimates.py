@@ -1,0 +1,146 @@
+"""Time to a target, area and intervals against formulas written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mim3d.evaluation.estimates import Draws, Estimate, Ranges, first_reached, mean_height
+from mim3d.foundation.randomness import generator
+
+
+def draws_of(n: int, m: int, resamples: int = 4000) -> Draws:
+    random = generator(0, "test")
+    rows = 1 + 2 * resamples
+    replicates, subjects = np.ones((rows, n)), np.ones((rows, m))
+    replicates[1:] = random.multinomial(n, np.full(n, 1 / n), size=rows - 1)
+    subjects[1 : 1 + resamples] = random.multinomial(m, np.full(m, 1 / m), size=resamples)
+    return Draws(replicates, (subjects,) * n, resamples, m)
+
+
+def test_a_target_is_reached_between_steps_on_the_running_maximum() -> None:
+    steps = np.array([0.0, 10, 20, 40])
+    # Falls after step 10; 0.6 is reached a third of the way from 20 (still 0.5) to 40 (0.8).
+    curve = np.array([[0.0, 0.5, 0.3, 0.8]])
+
+    found = first_reached(steps, curve, np.array([0.6]))
+
+    assert found.low[0] == found.high[0] == pytest.approx(20 + 20 / 3)
+
+
+def test_a_target_that_is_never_reached_lies_beyond_the_last_step() -> None:
+    found = first_reached(np.array([10.0, 20]), np.array([[0.1, 0.2]]), np.array([0.3]))
+
+    assert (found.low[0], found.high[0]) == (20, math.inf)
+
+
+def test_a_target_that_is_there_when_first_judged_lies_before() -> None:
+    found = first_reached(np.array([10.0, 20]), np.array([[0.4, 0.5]]), np.array([0.3]))
+
+    assert (found.low[0], found.high[0]) == (0, 10)
+
+
+def test_a_single_judged_step_bounds_from_either_side() -> None:
+    found = first_reached(np.array([10.0]), np.array([[0.4], [0.2]]), np.array([0.3, 0.3]))
+
+    assert found.low.tolist() == [0, 10]
+    assert found.high.tolist() == [10, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ((200, 200), (100, 100), (2, 2)),
+        ((320, math.inf), (100, 100), (3.2, math.inf)),
+        ((100, 100), (320, math.inf), (0, 100 / 320)),
+        ((320, math.inf), (320, math.inf), (0, math.inf)),
+        ((100, 100), (0, 10), (10, math.inf)),
+        ((0, 0), (0, 0), (0, math.inf)),
+    ],
+)
+def test_quotients_of_bounds_are_bounds(
+    one: tuple[float, float], other: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    ranges = [Ranges(np.array([low], float), np.array([high])) for low, high in (one, other)]
+
+    quotient = ranges[0].over(ranges[1])
+
+    assert (quotient.low[0], quotient.high[0]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_mean_height_is_the_area_of_a_fine_grid(log: bool) -> None:
+    steps = np.array([0.0, 10, 30, 100, 320])
+    curves = np.array([[0.0, 0.2, 0.5, 0.6, 0.8], [0.1, 0.1, 0.7, 0.4, 0.9]])
+    kept = slice(1, None) if log else slice(None)
+    axis = np.log if log else np.asarray
+    fine = np.linspace(axis(10.0), axis(250.0), 200_001)
+
+    found = mean_height(steps, curves, 10, 250, log=log)
+
+    slow = [np.interp(fine, axis(steps[kept]), curve[kept]).mean() for curve in curves]
+    assert found == pytest.approx(slow, abs=1e-5)
+
+
+def test_mean_height_of_a_single_step_is_the_height() -> None:
+    assert mean_height(np.array([10.0]), np.array([[0.4]]), 10, 10, log=True)[0] == 0.4
+
+
+def test_an_interval_of_replicates_alone_is_close_to_students() -> None:
+    # Normal quantiles: the bootstrap of their mean is close to normal.
+    values = stats.norm.ppf((np.arange(8) + 0.5) / 8)
+    draws = draws_of(8, 5)
+    means = draws.replicates @ values / 8
+
+    found = draws.estimate(Ranges.exact(means), confidence=0.95)
+
+    student = stats.t.ppf(0.975, 7) * values.std(ddof=1) / math.sqrt(8)
+    assert found.value == pytest.approx(0, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((-student, student), rel=0.06)
+
+
+def test_an_interval_of_subjects_alone_is_the_percentile_interval() -> None:
+    values = stats.norm.ppf((np.arange(60) + 0.5) / 60)
+    draws = draws_of(3, 60)
+    means = draws.subjects[0] @ values / 60
+
+    found = draws.estimate(Ranges.exact(means), confidence=0.95)
+
+    student = stats.t.ppf(0.975, 59) * values.std() / math.sqrt(60)
+    assert (found.low, found.high) == pytest.approx((-student, student), rel=0.06)
+
+
+def test_resamples_that_never_arrive_open_the_interval() -> None:
+    draws = draws_of(3, 5)
+    low = np.full(1 + 2 * draws.joint, 2.0)
+    high = low.copy()
+    high[5 : 5 + draws.joint // 10] = math.inf  # a tenth of the joint resamples
+
+    found = draws.estimate(Ranges(low, high), confidence=0.95, log=True)
+
+    assert (found.value, found.bound, found.low, found.high) == (2.0, "", 2.0, None)
+    assert found.text() == "2.00 [2.00, open]"
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (Estimate(2.0, "", 1.8, 2.306, 3), "2.00 [1.80, 2.31]"),
+        (Estimate(300.0, ">", 300.0, None, 3), "> 300.00"),
+        (Estimate(1.52, ">", 1.2, None, 3), "> 1.52 [1.20, open]"),
+        (Estimate(0.5, "<", None, 0.5, 3), "< 0.50"),
+        (Estimate(None, "", None, None, 3), "-"),
+    ],
+)
+def test_an_estimate_in_words(estimate: Estimate, text: str) -> None:
+    assert estimate.text() == text
+
+
+def test_an_open_interval_excludes_only_what_lies_on_its_closed_side() -> None:
+    bound = Estimate(1.52, ">", 1.2, None, 3)
+
+    assert bound.excludes(1.0)
+    assert not bound.excludes(100.0)

@@ -1,0 +1,58 @@
+"""A convergence benchmark that runs in seconds: a phantom cohort, a tiny encoder, few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mim3d.config.verbs import PreparationConfig, PrepareConfig
+from mim3d.data.phantom import PhantomRule, make_cohort
+from mim3d.foundation.reporting import Silent
+from mim3d.workflows.prepare import prepare
+
+SHAPE = (22, 18, 14)
+PRETRAIN = """
+data: {crop_size: [16, 16, 12]}
+encoder: {preset: tiny, width: 24, depth: 4, heads: 2, patch: [4, 4, 4]}
+objective: {decoder_width: 24, decoder_depth: 1, decoder_heads: 2}
+training: {steps: 4, batch_size: 2, precision: fp32, pictures_every: 0, checkpoint_every: 2}
+probes: {every: 0}
+"""
+FINETUNE = """
+data: {crop_size: [16, 16, 12]}
+encoder: {preset: tiny, width: 24, depth: 4, heads: 2, patch: [4, 4, 4]}
+decoder: {name: light}
+inference: {overlap: 0}
+optim: {lr: 0.002}
+training: {steps: 12, batch_size: 2, precision: fp32, checkpoint_every: 6}
+"""
+
+
+def make_store(folder: Path, subjects: int = 12) -> Path:
+    """A store of two labelled organs with a validation list of two subjects."""
+    rule = PhantomRule(shape=SHAPE, organs=1)
+    make_cohort(folder / "cohort", seed=1, training=subjects - 2, validation=2, rule=rule)
+    config = PrepareConfig(PreparationConfig(workers=0))
+    prepare(str(folder / "cohort"), out=str(folder / "store"), config=config, reporter=Silent())
+    return folder / "store"
+
+
+def write_benchmark(folder: Path, store: Path | str, arms: str, **settings: object) -> Path:
+    """The three files of a benchmark; returns the one with the arms."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pretrain.yaml").write_text(PRETRAIN)
+    (folder / "finetune.yaml").write_text(FINETUNE)
+    said = {
+        "pretrain": "pretrain.yaml",
+        "finetune": "finetune.yaml",
+        "store": store,
+        "labels": [2, 0.5],
+        "replicates": 1,
+        "pretraining_seeds": 1,
+        "points": 3,
+        "threads": 1,
+        **settings,
+    }
+    lines = "".join(f"  {key}: {value}\n" for key, value in said.items())
+    path = folder / "convergence.yaml"
+    path.write_text(f"convergence:\n{lines}arms:\n{arms}")
+    return path

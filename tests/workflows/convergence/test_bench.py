@@ -1,0 +1,304 @@
+"""One run at a time, on workflows that only pretend: what is dead, tuned and shared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mim3d.config.sections import EncoderConfig
+from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
+from mim3d.evaluation.convergence import Record
+from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
+from mim3d.foundation.reporting import Silent
+from mim3d.workflows.convergence import bench as module
+from mim3d.workflows.convergence.arms import Arm
+from mim3d.workflows.convergence.bench import Bench, Busy, last_numbers, training_seconds
+from mim3d.workflows.convergence.health import why_collapsed, why_hopeless
+from mim3d.workflows.convergence.plan import ArmPlan, Cost, Plan, read_plan
+from mim3d.workflows.convergence.trials import Trial, all_trials, shard_of
+from mim3d.workflows.result import Result
+
+ALIVE = {"crops_rank": 7.0, "crops_spread": 0.3, "crops_cosine": 0.9}
+DEAD = {"crops_rank": 1.2, "crops_spread": 0.001, "crops_cosine": 0.9999}
+
+
+class Fakes:
+    """Workflows that write a curve and nothing else."""
+
+    def __init__(self):
+        self.begun: list[str] = []
+        self.configs: dict = {}
+        self.raises: dict[str, list[Exception]] = {}
+        self.dice: dict[str, float] = {}
+        self.health: dict[str, dict] = {}
+
+    def _begin(self, config, out):
+        name = Path(out).name
+        self.begun.append(name)
+        self.configs[name] = config
+        Path(out).mkdir(parents=True, exist_ok=True)
+        if self.raises.get(name):
+            raise self.raises[name].pop(0)
+        return name
+
+    def pretrain(self, config, *, out, reporter):
+        self._begin(config, out)
+        return Result("", {"loss": 0.5, "validation": {"probes": {"probe_r2": 0.25}}})
+
+    def finetune(self, config, *, out, reporter):
+        folder = Path(out)
+        curve = {"subjects": {"b": "two", "a": "one"}, "dice": {"0": {"a": 0.0, "b": 0.0}}}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "curve.json").write_text(json.dumps(curve))
+        name = self._begin(config, out)
+        end = self.dice.get(name, 0.75)
+        curve["dice"]["100"] = {"a": end, "b": end / 2}
+        (folder / "curve.json").write_text(json.dumps(curve))
+        numbers = {"dice": end, "dice_encoder_zeroed": 0.125}
+        return Result("", {"validation": {"validation": numbers}, "training_subjects": 3})
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    fakes = Fakes()
+    monkeypatch.setattr(module, "pretrain", fakes.pretrain)
+    monkeypatch.setattr(module, "finetune", fakes.finetune)
+    monkeypatch.setattr(module, "subjects_drawn", lambda data, replicate: 3)
+    monkeypatch.setattr(
+        module, "embedding_health", lambda config, run: fakes.health.get(run.name, ALIVE)
+    )
+    return fakes
+
+
+def bench_in(out, **settings):
+    tuned = FinetuneConfig(init="none")
+    # A seed of its own for the pre-training would show in nothing; a width does.
+    mae = PretrainConfig(encoder=EncoderConfig(width=24))
+    arms = [
+        Arm("scratch", "scratch", tuned),
+        Arm("mae", "masked", tuned, mae, "mae"),
+        Arm("other", "masked", tuned, None, "mae"),
+    ]
+    cost, before = Cost(100, 2e9, 0.5), Cost(40, 6e9, 0.7)
+    plans = {arm.name: ArmPlan(before if arm.pretrain else None, cost, (0, 100), 1.0, {})
+             for arm in arms}  # fmt: skip
+    config = ConvergenceConfig(**{"labels": (0.1, 5), "replicates": 4, **settings})
+    return Bench({arm.name: arm for arm in arms}, config, Plan(plans), Path(out), Silent())
+
+
+def test_a_record_tells_what_was_run_and_what_was_paid(tmp_path, fakes):
+    bench = bench_in(tmp_path, pretraining_seeds=3)
+
+    record = bench.make(Trial("mae", 0.1, 3, None))
+
+    assert (record.arm, record.labels, record.subjects, record.replicate) == ("mae", "0.1", 3, 3)
+    assert (record.cases, record.case_subjects) == (("a", "b"), ("one", "two"))
+    assert (record.steps, record.dice) == ((0, 100), ((0.0, 0.0), (0.75, 0.375)))
+    assert (record.zeroed, record.flop, record.kind, record.dead) == (0.125, 2e11, "masked", None)
+    paid = record.pretraining
+    assert (paid.run, paid.method, paid.seed) == ("mae-seed0", "mae", 0)
+    assert (paid.steps, paid.flop) == (40, 2.4e11)
+    assert paid.facts == {"loss": 0.5, "probe_r2": 0.25, **ALIVE}
+    assert Record.from_json(json.loads(bench.record_path(Trial("mae", 0.1, 3, None)).read_text()))
+
+
+def test_replicates_name_draws_and_share_pre_trainings(tmp_path, fakes):
+    bench = bench_in(tmp_path, pretraining_seeds=2)
+
+    for replicate in range(4):
+        bench.make(Trial("mae", 5, replicate, None))
+        bench.make(Trial("other", 5, replicate, None))
+
+    assert [name for name in fakes.begun if "seed" in name] == ["mae-seed0", "mae-seed1"]
+    config = fakes.configs["other-labels5-3"]
+    assert (config.training.seed, config.data.labels) == (3, 5)
+    assert config.init == str(tmp_path / "pretrain" / "mae-seed1")
+    assert config.training.validate_at == (0, 100)
+    assert fakes.configs["mae-seed1"].training.seed == 1
+
+
+def test_folds_go_round_and_pre_training_may_leave_them_out(tmp_path, fakes):
+    settings = ConvergenceConfig(labels=(5,), replicates=3, folds=(0, 4), pretrain_per_fold=True)
+    bench = bench_in(tmp_path, folds=(0, 4), pretrain_per_fold=True, pretraining_seeds=1)
+
+    trials = all_trials(list(bench.arms.values()), settings)
+    for trial in trials:
+        bench.make(trial)
+
+    assert [trial.fold for trial in trials if trial.arm == "mae"] == [0, 4, 0]
+    assert fakes.configs["mae-seed0-fold4"].data.fold == 4
+    assert fakes.configs["mae-labels5-1"].data.fold == 4
+    assert fakes.configs["mae-labels5-1"].init.endswith("mae-seed0-fold4")
+    assert bench_in(tmp_path).settings.folds == ()
+
+
+def test_a_collapsed_pre_training_marks_its_fine_tunings_and_none_is_run(tmp_path, fakes):
+    fakes.health["mae-seed0"] = DEAD
+
+    record = bench_in(tmp_path).make(Trial("mae", 5, 0, None))
+
+    assert record.dead == "pre-training `mae-seed0`: collapsed: effective rank 1.20 of 32 crops"
+    assert record.pretraining.facts["crops_rank"] == 1.2
+    assert record.dice == ()
+    assert fakes.begun == ["mae-seed0"]
+    assert bench_in(tmp_path).finished(Trial("mae", 5, 0, None)) == record
+
+
+@pytest.mark.parametrize("name", ["mae-seed0", "mae-labels5-0"])
+def test_a_run_that_stopped_itself_is_dead_and_is_not_repeated(tmp_path, fakes, name):
+    fakes.raises[name] = [StoppedError("loss was not finite 10 times")]
+    trial = Trial("mae", 5, 0, None)
+
+    record = bench_in(tmp_path).make(trial)
+
+    assert "stopped: loss was not finite" in record.dead
+    assert bench_in(tmp_path).finished(trial) == record
+    bench_in(tmp_path).make(Trial("mae", 5, 3, None))
+    assert fakes.begun.count(name) == 1
+
+
+def test_a_fine_tuning_that_learned_nothing_is_dead_with_its_curve(tmp_path, fakes):
+    fakes.dice["scratch-labels5-0"] = 0.005
+
+    record = bench_in(tmp_path).make(Trial("scratch", 5, 0, None))
+
+    assert record.dead == "best Dice 0.0037"  # (0.005 + 0.0025) / 2, to even
+    assert record.steps == (0, 100)
+
+
+@pytest.mark.parametrize("name", ["mae-seed0", "mae-labels5-0"])
+def test_a_run_that_failed_is_dead_for_now_and_is_tried_again(tmp_path, fakes, name):
+    fakes.raises[name] = [UserError("the case is damaged", code="checksum")]
+    trial = Trial("mae", 5, 0, None)
+
+    record = bench_in(tmp_path).make(trial)
+    assert "failed: the case is damaged" in record.dead
+    again = bench_in(tmp_path)
+    assert again.finished(trial) is None
+
+    assert again.make(trial).dead is None
+    assert fakes.begun.count(name) == 2
+
+
+def test_a_failed_pre_training_is_tried_once_a_command(tmp_path, fakes):
+    fakes.raises["mae-seed0"] = [UserError("damaged"), UserError("damaged")]
+    bench = bench_in(tmp_path)
+
+    assert bench.make(Trial("mae", 5, 0, None)).dead
+    assert bench.make(Trial("other", 5, 0, None)).dead
+
+    assert fakes.begun == ["mae-seed0"]
+
+
+@pytest.mark.parametrize(
+    "error", [Interrupted("a signal came"), ConfigError("holds a run of another config")]
+)
+def test_what_is_no_runs_fault_goes_through(tmp_path, fakes, error):
+    fakes.raises["scratch-labels5-0"] = [error]
+    trial = Trial("scratch", 5, 0, None)
+
+    with pytest.raises(type(error), match="arm `scratch`"):
+        bench_in(tmp_path).make(trial)
+
+    assert bench_in(tmp_path).record_of(trial) is None
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, fakes):
+    fakes.raises["mae-seed0"] = [UserError("is in use", code="run-in-use")]
+    bench = bench_in(tmp_path)
+
+    with pytest.raises(Busy, match="mae-seed0"):
+        bench.make(Trial("mae", 5, 0, None))
+
+    assert bench.record_of(Trial("mae", 5, 0, None)) is None
+    assert bench.make(Trial("mae", 5, 0, None)).dead is None
+
+
+def test_each_arm_gets_the_rate_that_is_best_on_the_inner_fold(tmp_path, fakes):
+    fakes.dice |= {"mae-lr0.001": 0.5, "mae-lr0.003": 0.7, "mae-lr0.01": 0.7}
+    fakes.raises["scratch-lr0.003"] = [StoppedError("not finite")]
+    settings = {"rates": (0.001, 0.003, 0.01), "labels": (5, 0.5), "folds": (3, 1)}
+
+    records = [bench_in(tmp_path, **settings).make(Trial(arm, 0.5, 2, 3))
+               for arm in ("mae", "scratch")]  # fmt: skip
+
+    assert [record.lr for record in records] == [0.003, 0.001]
+    assert fakes.configs["mae-labels0.5-2"].optim.lr == 0.003
+    tried = fakes.configs["mae-lr0.01"]
+    assert (tried.data.inner_fold, tried.data.labels, tried.data.fold) == (0, 5, 3)
+    assert (tried.training.seed, tried.training.validate_at) == (0, ())
+    assert tried.init.endswith("mae-seed0")
+    assert fakes.begun[:3] == ["mae-seed2", "mae-seed0", "mae-lr0.001"]
+    assert read_plan(tmp_path).rates["scratch"].dice == {"0.001": 0.75, "0.003": -1.0, "0.01": 0.75}
+    fakes.begun.clear()
+    bench = bench_in(tmp_path, **settings)
+    bench.plan.rates.update(read_plan(tmp_path).rates)
+    Bench(bench.arms, bench.settings, bench.plan, tmp_path, Silent()).make(Trial("mae", 5, 0, 3))
+    assert fakes.begun == ["mae-labels5-0"]
+
+
+def test_trials_go_by_labels_then_replicate_then_arm_and_shards_part_them():
+    settings = ConvergenceConfig(labels=(0.05, 5), replicates=2)
+    arms = [Arm(name, "other", FinetuneConfig()) for name in ("a", "b", "c")]
+
+    trials = all_trials(arms, settings)
+    shards = [shard_of(trials, f"{i}/5") for i in range(5)]
+
+    assert [trial.name for trial in trials[:4]] == [
+        "a-labels0.05-0", "b-labels0.05-0", "c-labels0.05-0", "a-labels0.05-1",
+    ]  # fmt: skip
+    assert trials[-1].name == "c-labels5-1"
+    assert sorted(sum(shards, ()), key=trials.index) == list(trials)
+    for wrong in ("5/5", "1", "a/b", "-1/2"):
+        with pytest.raises(ConfigError, match="expected `i/n`"):
+            shard_of(trials, wrong)
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": ()}, {"labels": (5, 5)}, {"replicates": 0}, {"rates": (0.1, 0.1)}]
+)
+def test_a_matrix_that_makes_no_sense_is_refused(change):
+    with pytest.raises(ConfigError, match=f"`convergence.{next(iter(change))}`"):
+        all_trials([], ConvergenceConfig(**change))
+
+
+@pytest.mark.parametrize(
+    ("rank", "spread", "cosine", "is_dead"),
+    [
+        (1.9, 0.5, 0.1, True),
+        (float("nan"), 0.5, 0.1, True),
+        (5.0, 0.009, 0.996, True),
+        (5.0, 0.011, 0.999, False),
+        (5.0, 0.009, 0.994, False),
+        (2.0, 0.3, 0.9, False),
+    ],
+)
+def test_features_are_dead_by_rank_or_by_cosine_with_spread(rank, spread, cosine, is_dead):
+    health = {"crops_rank": rank, "crops_spread": spread, "crops_cosine": cosine}
+
+    assert (why_collapsed(health) is not None) == is_dead
+
+
+def test_a_dice_below_a_hundredth_is_hopeless():
+    assert why_hopeless(0.0099) == "best Dice 0.0099"
+    assert why_hopeless(0.01) is None
+
+
+def test_seconds_of_training_are_those_of_steps_alone(tmp_path):
+    lines = [
+        {"kind": "train", "step": 20, "seconds_a_step": 0.5},
+        {"kind": "validation", "step": 20, "dice": 0.5},
+        {"kind": "train", "step": 30, "seconds_a_step": 0.25},
+    ]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "tr')
+
+    assert training_seconds(tmp_path) == 20 * 0.5 + 10 * 0.25
+    assert training_seconds(tmp_path / "none") == 0.0
+
+
+def test_the_last_numbers_of_every_look_are_facts():
+    ended = {"loss": 0.5, "validation": {"a": {"x": 1.0, "y": None}, "b": {"z": 2.0}}}
+
+    assert last_numbers(ended) == {"x": 1.0, "z": 2.0, "loss": 0.5}
