@@ -57,6 +57,12 @@ def record(
     )  # fmt: skip
 
 
+def from_seed(run: Record, seed: int) -> Record:
+    """The run as one that starts from the arm's pre-training of that seed."""
+    return replace(run, pretraining=pretraining(run.arm, seed))
+
+
 def without_curve(run: Record, why: str) -> Record:
     """The run as one that broke down."""
-    return replace(run, steps=(), cases=(), case_subjects=(), dice=(), zeroed=None, dead=why)
+    return replace(run, steps=(), cases=(), case_subjects=(), dice=(), zeroed=None,
+                   zeroed_cases=None, dead=why)  # fmt: skip

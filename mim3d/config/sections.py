@@ -29,6 +29,9 @@ class DataConfig:
     labels: int | float | None = None
     """Labelled subjects to train on: a number (`5`) or a fraction (`0.1`, rounded up, at least 2);
     none is all. The draws of one seed are nested."""
+    subjects: int | float | None = None
+    """Subjects of the training list that pre-training sees, as `labels` counts them; none is all.
+    The draws of one seed are nested."""
     fold: int | None = None
     """Validate on this fold of 5 (0 to 4) of all labelled subjects instead of the stored list."""
     inner_fold: int | None = None
@@ -317,9 +320,10 @@ class DecoderConfig:
     """Channels at full resolution; doubled at each level."""
     dropout: float = 0.0
     """Dropout of whole channels before the logits, in training only."""
-    direct: Literal["none", "random", "linear"] = "none"
-    """A linear path from the last hidden states to logits beside the decoder, which starts at
-    random, or from a linear probe: fitted to the labels in closed form before the first step."""
+    direct: Literal["none", "random", "ridge", "linear"] = "none"
+    """A linear path from the last hidden states to logits beside the decoder. It starts at random,
+    or from a probe that is fitted to the labels before the first step: `ridge` in closed form,
+    `linear` from there on cross-entropy and Dice."""
     deep_supervision: int = 0
     """Coarser levels of `unetr` and `half` that are trained on the labels too, each with half the
     weight of the level above it; they take no part in prediction."""

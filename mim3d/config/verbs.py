@@ -187,22 +187,24 @@ class ConvergenceConfig:
     """Fine-tunings of each arm; they differ in which subjects have labels, in initialisation and in
     the order of crops, and are the same ones for every arm."""
     pretraining_seeds: int = 3
-    """Pre-trainings of each arm; replicate i starts from number i modulo this."""
+    """Pre-trainings of each arm; replicate i starts from number i modulo this. A folder takes
+    another number where its runs keep their pre-trainings by it."""
     folds: tuple[int, ...] = ()
     """Replicate i is judged on one of these folds of 5 in turn; empty is the validation list."""
     pretrain_per_fold: bool = False
-    """Pre-training does not see the volumes of the fold that judges either."""
+    """Pre-training does not see the volumes of the fold that judges either. Without it and with
+    `folds`, pre-training has no probes, which would read labels of who judges."""
     budget: Literal["flop", "steps", "seconds"] = "flop"
-    """What every pre-training spends as much of as that of `budget_arm`. An arm that sets
-    `training.steps` of its pre-training itself keeps them."""
+    """What every pre-training spends as much of as that of `budget_arm`; an arm may say another
+    `budget` of its own. One that sets `training.steps` of its pre-training itself keeps them."""
     budget_arm: str = "mae"
     """The arm whose pre-training is as long as its config says."""
     points: int = 14
     """Steps at which whole volumes are judged, evenly spaced in their logarithm, from step 10 to
     the last; besides them step 0."""
     rates: tuple[float, ...] = ()
-    """Learning rates of the fine-tuning to choose from for each arm by itself, on a fifth of the
-    training list; empty takes that of the config."""
+    """Learning rates of the fine-tuning to choose from for each arm by itself, and with `folds` for
+    each fold, on a fifth of the training list; empty takes that of the config."""
     threads: int | None = None
     """Threads of a CPU process; none leaves them to the two configs."""
     shard: str | None = None

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from fractions import Fraction
 from math import ceil
+from typing import Literal
 
 from mim3d.config.sections import DataConfig
 from mim3d.data.store.entry import StoreEntry
@@ -46,21 +47,29 @@ def fold_of(subject_id: str) -> int:
     return int(place(subject_id) * FOLDS)
 
 
-def pretraining_cases(store: Store, data: DataConfig) -> tuple[str, ...]:
+def pretraining_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, ...]:
     """Cases to pre-train on, with labels or without; never those that judge.
 
     With `data.fold` the subjects of that fold are left out, and the stored validation list is not;
     with `data.inner_fold` those of that fifth are left out too.
 
+    Args:
+        store: the prepared cohort.
+        data: `subjects` is a number of subjects or a fraction of them.
+        seed: names the draw of subjects; the draws of one seed are nested in each other.
+
     Raises:
         UserError: none.
+        ConfigError: fewer subjects than asked for.
     """
     judging = _judging_subjects(store, data) | _choosing_subjects(store, data)
     parts = ("training",) if data.fold is None else ("training", "validation")
     chosen = tuple(
         e.case_id for e in _entries(store) if e.part in parts and e.subject_id not in judging
     )
-    return _some(chosen, store, "no training case")
+    _some(chosen, store, "no training case")
+    drawn = drawn_subjects(map(store.subject, chosen), data.subjects, seed, "subjects")
+    return tuple(case for case in chosen if store.subject(case) in drawn)
 
 
 def training_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, ...]:
@@ -129,33 +138,38 @@ def inner_split(
 
 
 def drawn_subjects(
-    subjects: Iterable[str], labels: int | float | None, seed: int
+    subjects: Iterable[str],
+    wanted: int | float | None,
+    seed: int,
+    setting: Literal["labels", "subjects"] = "labels",
 ) -> frozenset[str]:
     """The first so many subjects in the order of this seed.
 
     Args:
-        subjects: all that have labels.
-        labels: a number of subjects; a fraction, rounded up, at least 2; or None for all.
+        subjects: all there are; for `data.labels` those that have labels.
+        wanted: a number of subjects; a fraction, rounded up, at least 2; or None for all.
         seed: names the order.
+        setting: which of `data` asks; each has an order of its own.
 
     Raises:
         ConfigError: a fraction beyond (0, 1], or more subjects than there are.
     """
-    order = _shuffled(set(subjects), seed, "labels")
-    if labels is None:
+    order = _shuffled(set(subjects), seed, setting)
+    if wanted is None:
         return frozenset(order)
-    if isinstance(labels, float):
-        if not 0 < labels <= 1:
+    if isinstance(wanted, float):
+        if not 0 < wanted <= 1:
             raise ConfigError(
-                f"`data.labels` is a fraction from 0 to 1 or a whole number, got {labels}"
+                f"`data.{setting}` is a fraction from 0 to 1 or a whole number, got {wanted}"
             )
-        count = max(LEAST_SUBJECTS, ceil(Fraction(str(labels)) * len(order)))
+        count = max(LEAST_SUBJECTS, ceil(Fraction(str(wanted)) * len(order)))
         count = min(count, len(order))
     else:
-        count = labels
+        count = wanted
     if not 1 <= count <= len(order):
+        there = f"{len(order)} with labels" if setting == "labels" else str(len(order))
         raise ConfigError(
-            f"`data.labels` asks for {labels} subjects of {len(order)} with labels",
+            f"`data.{setting}` asks for {wanted} subjects of {there}",
             remedy=f"any number from 1 to {len(order)}, or a fraction such as 0.1",
         )
     return frozenset(order[:count])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args
 
 from mim3d.foundation.errors import UserError
@@ -26,6 +26,7 @@ class Pretraining:
         seconds: of training, without evaluation.
         dead: why nothing that comes from this run is averaged in; None for a sound one.
         facts: what is worth printing beside it, for example the final loss, rank and probes.
+        machine: what it ran on, in one short line; None in records that do not say.
     """
 
     run: str
@@ -36,6 +37,7 @@ class Pretraining:
     seconds: float
     dead: str | None
     facts: dict[str, float]
+    machine: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The fields; a fact that is not finite becomes null."""
@@ -65,6 +67,7 @@ class Pretraining:
                 str(name): math.nan if value is None else _number(value, f"facts.{name}")
                 for name, value in facts.items()
             },
+            machine=read.text_or_none("machine"),
         )
 
 
@@ -83,13 +86,19 @@ class Record:
         cases: judged cases.
         case_subjects: whom each case belongs to.
         dice: `steps cases`, mean over the structures, 0 to 1.
-        zeroed: mean Dice at the last step with the encoder's output set to zero; None: not done.
+        zeroed: mean Dice at the last step with the encoder's output set to zero, in records
+            without `zeroed_cases`; None: not done.
         seconds: of training, without evaluation.
         flop: floating-point operations of training, all together.
         lr: learning rate it ran with.
         kind: what the arm's pre-training asks.
         pretraining: what was paid before; None from scratch.
         dead: why it is not averaged in; None for a sound run. A dead run may have no curve.
+        against: arm whose best Dice sets the targets of this one, and with which it is compared;
+            None for the study's reference; its own name for no other arm.
+        zeroed_cases: `cases`, Dice at the last step with the encoder's output set to zero, as in
+            `dice[-1]`; None: not done.
+        machine: what it ran on, in one short line; None in records that do not say.
 
     Raises:
         UserError: the curve does not fit the steps or the cases, or is not finite.
@@ -111,6 +120,9 @@ class Record:
     kind: Kind
     pretraining: Pretraining | None
     dead: str | None
+    against: str | None = None
+    zeroed_cases: tuple[float, ...] | None = None
+    machine: str | None = None
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -168,6 +180,9 @@ class Record:
             kind=read.one_of("kind", get_args(Kind)),
             pretraining=None if before is None else Pretraining.from_json(before),
             dead=read.text_or_none("dead"),
+            against=read.text_or_none("against"),
+            zeroed_cases=read.numbers_or_none("zeroed_cases"),
+            machine=read.text_or_none("machine"),
         )
 
     def _problem(self) -> str | None:
@@ -188,28 +203,37 @@ class Record:
             return "`steps` must not be negative"
         if not all(0 <= value <= 1 for row in self.dice for value in row):
             return "Dice must lie in 0 to 1"
+        if self.zeroed_cases is not None and len(self.zeroed_cases) != len(self.cases):
+            return f"{len(self.zeroed_cases)} zeroed Dice of {len(self.cases)} cases"
+        if not all(0 <= value <= 1 for value in self.zeroed_cases or ()):
+            return "Dice must lie in 0 to 1"
         if self.why_dead is None and not (self.steps and self.cases):
             return "a run that is not dead needs a curve over at least one case"
         return None
 
 
 class _Reading:
-    """Takes typed fields out of a JSON object that must have exactly those of a dataclass."""
+    """Takes typed fields out of a JSON object that must have exactly those of a dataclass.
+
+    A field with a default may be left out: an older version did not write it.
+    """
 
     def __init__(
         self, content: object, kind: type[Any], what: str, extra: tuple[str, ...] = ()
     ) -> None:
         if not isinstance(content, Mapping):
             raise UserError(f"a {what} must be a JSON object", code="bad-record")
-        expected = {*extra, *(field.name for field in fields(kind))}
+        defaults = {field.name: field.default for field in fields(kind)}
+        needed = {*extra, *(name for name in defaults if defaults[name] is MISSING)}
         for word, names in (
-            ("lacks", expected - set(content)),
-            ("has the unknown field", set(content) - expected),
+            ("lacks", needed - set(content)),
+            ("has the unknown field", set(content) - needed - set(defaults)),
         ):
             if names:
                 listed = ", ".join(f"`{name}`" for name in sorted(map(str, names)))
                 raise UserError(f"a {what} {word} {listed}", code="bad-record")
-        self.content: Mapping[str, Any] = content
+        left_out = {name: defaults[name] for name in set(defaults) - set(content)}
+        self.content: Mapping[str, Any] = {**content, **left_out}
 
     def text(self, name: str) -> str:
         return self._text_of(self.content[name], name)
@@ -219,6 +243,11 @@ class _Reading:
 
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(self._text_of(item, name) for item in self.items(name))
+
+    def numbers_or_none(self, name: str) -> tuple[float, ...] | None:
+        if self.content[name] is None:
+            return None
+        return tuple(_number(item, name) for item in self.items(name))
 
     def whole(self, name: str) -> int:
         return self.whole_of(self.content[name], name)

@@ -102,16 +102,19 @@ def cost(study: Study, arm: str, labels: str) -> Cost | None:
 
 
 def replaced_labels(study: Study, arm: str, labels: str) -> tuple[float, Bound] | None:
-    """With how many labelled subjects the reference ends where the arm does.
+    """With how many labelled subjects the arm's partner ends where the arm does.
 
-    On the reference's final Dice against the logarithm of its subjects, running maximum, straight
-    between the label fractions. None where there are fewer than two of them.
+    On the partner's final Dice against the logarithm of its subjects, running maximum, straight
+    between the label fractions. None where there are fewer than two of them, and for an arm that
+    is its own partner.
     """
-    points = []
+    partner, points = study.partner(arm), []
+    if arm == partner:
+        return None
     for fraction in study.labels:
-        final = study.final(study.reference, fraction)
+        final = study.final(partner, fraction)
         if final is not None and final.value is not None:
-            points.append((subjects(study, study.reference, fraction), final.value))
+            points.append((subjects(study, partner, fraction), final.value))
     own = study.final(arm, labels)
     if len(points) < 2 or own is None or own.value is None:
         return None
@@ -133,26 +136,47 @@ def subjects(study: Study, arm: str, labels: str) -> float:
     return _mean([run.subjects for run in study.runs(arm, labels).values()])
 
 
-def encoder_use(study: Study, arm: str, labels: str) -> tuple[float, float] | None:
+@dataclass(frozen=True)
+class EncoderUse:
+    """What an arm's encoders are worth to its segmenters at the last step.
+
+    Attributes:
+        dice: mean over the audited runs of means over cases.
+        zeroed: the same with the encoder's output set to zero.
+        is_alike: whether both are means over the same; records of older versions hold a mean
+            over structures of means over cases for the one and over cases for the other.
+    """
+
+    dice: float
+    zeroed: float
+    is_alike: bool
+
+
+def encoder_use(study: Study, arm: str, labels: str) -> EncoderUse | None:
     """Dice at the last step, and with the encoder's output set to zero; None: not audited."""
-    pairs = [
-        (float(np.mean(run.dice[-1])), run.zeroed)
-        for run in study.runs(arm, labels).values()
-        if run.zeroed is not None
-    ]
-    if not pairs:
+    runs = study.runs(arm, labels).values()
+    audited = [run for run in runs if run.zeroed_cases is not None]
+    zeroed = [float(np.mean(run.zeroed_cases)) for run in audited if run.zeroed_cases]
+    is_alike = bool(audited)
+    if not audited:
+        audited = [run for run in runs if run.zeroed is not None]
+        zeroed = [run.zeroed for run in audited if run.zeroed is not None]
+    if not audited:
         return None
-    return _mean([real for real, _ in pairs]), _mean([zeroed for _, zeroed in pairs])
+    return EncoderUse(
+        _mean([float(np.mean(run.dice[-1])) for run in audited]), _mean(zeroed), is_alike
+    )
 
 
 def _break_even(study: Study, arm: str, labels: str, unit: Unit, paid: float) -> BreakEven | None:
     """Price of pre-training over what a fine-tuning to the headline's target saves."""
+    partner = study.partner(arm)
     own = study.time(arm, labels, HEADLINE)
-    other = study.time(study.reference, labels, HEADLINE, beside=(arm,))
+    other = study.time(partner, labels, HEADLINE, beside=arm)
     if own is None or other is None or not paid:
         return None
     fewest, most = _ends(own, _price(study, arm, labels, unit))
-    least, largest = _ends(other, _price(study, study.reference, labels, unit))
+    least, largest = _ends(other, _price(study, partner, labels, unit))
     saved = (least - most, largest - fewest)
     if math.isnan(saved[0]) or math.isnan(saved[1]):
         return BreakEven(None, "", False)

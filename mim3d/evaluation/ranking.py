@@ -20,13 +20,13 @@ class Comparison:
 
     Attributes:
         arm: the one.
-        other: the other; the reference or the best contrastive arm.
-        difference: `arm` less `other`, interval over replicates and subjects.
+        other: the other; the arm's partner, or a contrastive arm with the same partner.
+        difference: `arm` less `other`, interval over pre-trainings, replicates and subjects.
         p: of Wilcoxon's signed-rank test over subjects, each averaged over replicates and cases.
         p_holm: corrected for all comparisons at the label fraction.
         subjects: how many were compared.
         shown: whether both agree: `p_holm` below 1 - confidence and 0 outside the interval of
-            the difference; never with a single replicate.
+            the difference; never with a single replicate or pre-training.
     """
 
     arm: str
@@ -43,21 +43,13 @@ class Comparison:
 
 
 def comparisons(study: Study, labels: str) -> tuple[Comparison, ...]:
-    """Every arm against the reference and against the best contrastive arm.
+    """Every arm against its partner, and those that are not contrastive against each that is.
 
     The test asks whether these trained models differ on other subjects. Runs of one and the same
     method differ too, so it rejects far too often as a test of methods; that is the interval's
     question, and a difference counts as shown only where both say so.
     """
-    present = study.present(labels)
-    others = (study.reference, study.best_contrastive(labels))
-    pairs = [
-        (arm, other)
-        for place, other in enumerate(others)
-        if other in present
-        for arm in present
-        if arm not in others[: place + 1]
-    ]
+    pairs = _pairs(study, labels)
     pairs = [(arm, other) for arm, other in pairs if study.shared(labels, arm, other)]
     tested = [_tested(study, labels, *pair) for pair in pairs]
     corrected = holm([p for _, p, _ in tested])
@@ -66,6 +58,21 @@ def comparisons(study: Study, labels: str) -> tuple[Comparison, ...]:
         Comparison(arm, other, difference, p, p_holm, n, _agree(study, difference, p_holm))
         for (arm, other), (difference, p, n), p_holm in rows
     )
+
+
+def _pairs(study: Study, labels: str) -> list[tuple[str, str]]:
+    present = study.present(labels)
+    partners = {arm: study.partner(arm) for arm in present}
+    led = [arm for arm in present if partners[arm] != arm]
+    pairs = [(arm, partners[arm]) for arm in led if partners[arm] in present]
+    for other in present:
+        if study.kind(other) == "contrastive":
+            pairs += [
+                (arm, other)
+                for arm in led
+                if study.kind(arm) != "contrastive" and partners[arm] == partners[other]
+            ]
+    return pairs
 
 
 def signed_rank(differences: NDArray[np.float64]) -> float:
@@ -86,8 +93,8 @@ def holm(values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _agree(study: Study, difference: Estimate, p_holm: float) -> bool:
-    several = difference.replicates > 1
-    return several and p_holm < 1 - study.confidence and difference.excludes(0.0)
+    sure = difference.is_repeated and difference.excludes(0.0)
+    return sure and p_holm < 1 - study.confidence
 
 
 def _tested(study: Study, labels: str, arm: str, other: str) -> tuple[Estimate, float, int]:

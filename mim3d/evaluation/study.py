@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mim3d.evaluation.convergence import Kind, Record
-from mim3d.evaluation.estimates import Draws, Estimate, Ranges, first_reached, mean_height
+from mim3d.evaluation.convergence import Record
+from mim3d.evaluation.draws import Draws, draw
+from mim3d.evaluation.estimates import Array, Estimate, Ranges, first_reached, mean_height
 from mim3d.evaluation.intervals import group_by_subject
-from mim3d.foundation.errors import UserError
-from mim3d.foundation.randomness import generator
+from mim3d.evaluation.runs import Runs
 
-Array = NDArray[np.float64]
 TARGETS = (0.80, 0.90, 0.95)
 HEADLINE = 0.90
 """Of the best Dice of the reference: the target of the headline's speed-up."""
@@ -41,83 +39,28 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Study:
-    """All records of a benchmark.
+class Study(Runs):
+    """The numbers of all records of a benchmark.
 
-    Two arms are compared on the replicates that both have (and the reference, where its best
-    Dice is the target); dead runs are in none. Resamples draw replicates and subjects, the same
-    for all arms; what depends on the reference is computed anew in each.
+    Two arms are compared on the replicates that both have (and the partner, where its best
+    Dice is the target); dead runs are in none. Resamples draw pre-trainings, replicates and
+    subjects, the same for all arms; what depends on the partner is computed anew in each.
 
     Attributes:
         records: one a fine-tuning, dead ones included.
-        reference: arm whose best Dice sets the targets.
+        reference: arm whose best Dice sets the targets, unless a record names another partner.
         resamples: of the bootstrap.
         confidence: level of the intervals.
         seed: of the bootstrap.
 
     Raises:
-        UserError: a run is there twice, or runs that should be compared were judged at other
-            steps or on other cases.
+        UserError: a run is there twice, an arm names two partners, or runs that should be
+            compared were judged at other steps or on other cases.
     """
 
-    records: tuple[Record, ...]
-    reference: str = "scratch"
     resamples: int = 2000
     confidence: float = 0.95
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        seen: dict[tuple[str, str, int], Record] = {}
-        for record in self.records:
-            key = (record.arm, record.labels, record.replicate)
-            if key in seen:
-                raise UserError("two records of the same run", where=record.name, code="twice")
-            seen[key] = record
-        for labels in self.labels:
-            self._check(labels)
-
-    @cached_property
-    def arms(self) -> tuple[str, ...]:
-        """Arms in the order of their first record."""
-        return tuple(dict.fromkeys(record.arm for record in self.records))
-
-    @cached_property
-    def labels(self) -> tuple[str, ...]:
-        """Label fractions, fewest subjects first."""
-        most: dict[str, int] = {}
-        for record in self.records:
-            most[record.labels] = max(record.subjects, most.get(record.labels, 0))
-        return tuple(sorted(most, key=lambda labels: (most[labels], labels)))
-
-    @cached_property
-    def dead(self) -> tuple[Record, ...]:
-        """Runs that are listed and not averaged in."""
-        return tuple(record for record in self.records if record.why_dead is not None)
-
-    @cached_property
-    def _alive(self) -> dict[tuple[str, str], dict[int, Record]]:
-        table: dict[tuple[str, str], dict[int, Record]] = {}
-        for record in sorted(self.records, key=lambda record: record.replicate):
-            if record.why_dead is None:
-                table.setdefault((record.arm, record.labels), {})[record.replicate] = record
-        return table
-
-    def runs(self, arm: str, labels: str) -> dict[int, Record]:
-        """The sound runs of an arm at a label fraction, by replicate."""
-        return self._alive.get((arm, labels), {})
-
-    def present(self, labels: str) -> tuple[str, ...]:
-        """Arms with at least one sound run at a label fraction."""
-        return tuple(arm for arm in self.arms if self.runs(arm, labels))
-
-    def kind(self, arm: str) -> Kind:
-        """What the arm's pre-training asks."""
-        return next(record.kind for record in self.records if record.arm == arm)
-
-    def shared(self, labels: str, *arms: str) -> tuple[int, ...]:
-        """Replicates that all of the arms have."""
-        sets = [set(self.runs(arm, labels)) for arm in arms]
-        return tuple(sorted(set.intersection(*sets))) if sets else ()
 
     def curve(self, arm: str, labels: str) -> Curve | None:
         """Mean curve and its band over replicates; None without a sound run."""
@@ -132,7 +75,9 @@ class Study:
 
     def final(self, arm: str, labels: str) -> Estimate | None:
         """Dice at the arm's last step."""
-        return self._estimate(labels, (arm,), lambda curves: Ranges.exact(curves[0][:, -1]))
+        return self._estimate(
+            labels, (arm,), lambda curves: Ranges.exact(curves[0][:, -1]), what="final"
+        )
 
     def difference(self, arm: str, other: str, labels: str) -> Estimate | None:
         """Dice of `arm` at its last step less that of `other`."""
@@ -140,6 +85,7 @@ class Study:
             labels,
             (arm, other),
             lambda curves: Ranges.exact(curves[0][:, -1] - curves[1][:, -1]),
+            what="difference",
         )
 
     def area(self, arm: str, labels: str, *, log: bool) -> Estimate | None:
@@ -156,42 +102,49 @@ class Study:
             labels,
             (arm,),
             lambda curves: Ranges.exact(mean_height(steps, curves[0], *span, log=log)),
+            what=f"area, {log}",
         )
 
     def time(
-        self, arm: str, labels: str, target: float = HEADLINE, *, beside: tuple[str, ...] = ()
+        self, arm: str, labels: str, target: float = HEADLINE, *, beside: str | None = None
     ) -> Estimate | None:
-        """Steps until the mean curve reaches `target` of the reference's best Dice.
+        """Steps until the mean curve reaches `target` of the partner's best Dice.
 
-        On the replicates that the reference and the arms `beside` have too.
+        With `beside`, on the replicates of that arm too, and to its targets.
         """
-        arms = (arm, *beside, self.reference)
+        others = (arm,) if beside is None else (beside,)
+        arms = (arm, *others, self.partner(others[0]))
         return self._estimate(
-            labels, arms, lambda curves: self._times(labels, arms, curves, target)[0], log=True
+            labels,
+            arms,
+            lambda curves: self._times(labels, arms, curves, target)[0],
+            what=f"time, {target}",
+            log=True,
         )
 
     def factor(
         self, arm: str, other: str, labels: str, target: float = HEADLINE
     ) -> Estimate | None:
-        """How many times as many steps `other` needs to the target as `arm` does."""
-        arms = (arm, other, self.reference)
+        """How many times as many steps `other` needs to the target of `arm` as `arm` does."""
+        arms = (arm, other, self.partner(arm))
 
         def quotients(curves: Sequence[Array]) -> Ranges:
             of_arm, of_other, _ = self._times(labels, arms, curves, target)
             return of_other.over(of_arm)
 
-        return self._estimate(labels, arms, quotients, log=True)
+        return self._estimate(labels, arms, quotients, what=f"factor, {target}", log=True)
 
-    def best_contrastive(self, labels: str, target: float = HEADLINE) -> str | None:
+    def best_contrastive(
+        self, labels: str, target: float = HEADLINE, *, partner: str | None = None
+    ) -> str | None:
         """The contrastive arm that reaches the target first; of those that never do, the best.
 
         Chosen once, on the data as they are: the luck of the chosen counts against whoever is
-        compared with it.
+        compared with it. Among those that are compared with `partner`, or the reference.
         """
         ranked = []
-        for arm in self.present(labels):
-            time = self.time(arm, labels, target) if self.kind(arm) == "contrastive" else None
-            final = self.final(arm, labels)
+        for arm in self.contrastive(labels, partner or self.reference):
+            time, final = self.time(arm, labels, target), self.final(arm, labels)
             if time is not None and final is not None and time.value is not None:
                 arrives = time.bound != ">"
                 height = -(final.value or 0.0)
@@ -201,7 +154,7 @@ class Study:
     def _times(
         self, labels: str, arms: Sequence[str], curves: Sequence[Array], target: float
     ) -> list[Ranges]:
-        """Time to the target of each arm; the last of the arms is the reference."""
+        """Time to the target of each arm; the last of the arms is the one that sets it."""
         goals = target * curves[-1].max(axis=1)
         return [
             first_reached(self._steps(arm, labels), curve, goals)
@@ -211,61 +164,87 @@ class Study:
     def _estimate(
         self,
         labels: str,
-        arms: Sequence[str],
+        arms: tuple[str, ...],
         number: Callable[[Sequence[Array]], Ranges],
         *,
+        what: str,
         log: bool = False,
     ) -> Estimate | None:
-        """A number of the resampled curves of some arms, on the replicates they share."""
+        """A number of the resampled curves of some arms, on the replicates they share.
+
+        Found once: `labels`, `arms` and `what` name it.
+        """
+        key = (labels, arms, what)
+        if key not in self._found:
+            self._found[key] = self._estimated(labels, arms, number, log)
+        return self._found[key]
+
+    def _estimated(
+        self,
+        labels: str,
+        arms: tuple[str, ...],
+        number: Callable[[Sequence[Array]], Ranges],
+        log: bool,
+    ) -> Estimate | None:
         replicates = self.shared(labels, *arms)
         if not replicates:
             return None
-        curves = [self._resampled(arm, labels, replicates) for arm in arms]
-        draws = self._draws(labels, replicates)
-        return draws.estimate(number(curves), confidence=self.confidence, log=log)
+        groups = self._groups(labels, replicates, arms)
+        curves = [self._resampled(arm, labels, replicates, groups) for arm in arms]
+        trained = any(self.pretrainings(arm, labels) for arm in arms)
+        return self._draws(labels, replicates, groups).estimate(
+            number(curves),
+            confidence=self.confidence,
+            log=log,
+            pretrainings=len(set(groups)) if trained else 0,
+        )
 
-    def _resampled(self, arm: str, labels: str, replicates: tuple[int, ...]) -> Array:
+    def _groups(
+        self, labels: str, replicates: Sequence[int], arms: Sequence[str]
+    ) -> tuple[int, ...]:
+        """Which replicates hang together by a pre-training of any of the arms, from 0."""
+        group = list(range(len(replicates)))
+        for arm in arms:
+            first: dict[str, int] = {}
+            for place, replicate in enumerate(replicates):
+                before = self.runs(arm, labels)[replicate].pretraining
+                if before is not None:
+                    mate = group[first.setdefault(before.run, place)]
+                    group = [mate if one == group[place] else one for one in group]
+        numbers = {one: number for number, one in enumerate(dict.fromkeys(group))}
+        return tuple(numbers[one] for one in group)
+
+    def _resampled(
+        self, arm: str, labels: str, replicates: tuple[int, ...], groups: tuple[int, ...]
+    ) -> Array:
         """Mean curves of all draws, `rows steps`."""
-        key = (arm, labels, replicates)
+        key = (arm, labels, replicates, groups)
         if key not in self._curves:
             grouped = [_by_subject(self.runs(arm, labels)[place]) for place in replicates]
             sums, counts = zip(*grouped, strict=True)
-            self._curves[key] = self._draws(labels, replicates).curves(sums, counts)
+            self._curves[key] = self._draws(labels, replicates, groups).curves(sums, counts)
         return self._curves[key]
 
-    def _draws(self, labels: str, replicates: tuple[int, ...]) -> Draws:
+    def _draws(self, labels: str, replicates: tuple[int, ...], groups: tuple[int, ...]) -> Draws:
         """The draws of these replicates: the same for every arm."""
-        key = (labels, replicates)
+        key = (labels, replicates, groups)
         if key not in self._weights:
             subjects = [self._subjects(labels, replicate) for replicate in replicates]
-            n, rows = len(replicates), 1 + 2 * self.resamples
-            random = generator(self.seed, "replicates", *replicates)
-            weights = np.ones((rows, n))
-            weights[1:] = random.multinomial(n, np.full(n, 1 / n), size=rows - 1)
-            # One draw of subjects for all replicates that were judged on the same ones.
-            of_set = {names: self._subject_draws(names) for names in set(subjects)}
-            self._weights[key] = Draws(
-                weights,
-                tuple(of_set[names] for names in subjects),
-                self.resamples,
-                len(set().union(*subjects)),
+            self._weights[key] = draw(
+                replicates, groups, subjects, resamples=self.resamples, seed=self.seed
             )
         return self._weights[key]
 
-    def _subject_draws(self, names: tuple[str, ...]) -> Array:
-        m = len(names)
-        random = generator(self.seed, "subjects", *names)
-        weights = np.ones((1 + 2 * self.resamples, m))
-        drawn = random.multinomial(m, np.full(m, 1 / m), size=self.resamples)
-        weights[1 : 1 + self.resamples] = drawn
-        return weights
-
     @cached_property
-    def _curves(self) -> dict[tuple[str, str, tuple[int, ...]], Array]:
+    def _found(self) -> dict[tuple[str, tuple[str, ...], str], Estimate | None]:
         return {}
 
     @cached_property
-    def _weights(self) -> dict[tuple[str, tuple[int, ...]], Draws]:
+    def _curves(self) -> dict[tuple[str, str, tuple[int, ...], tuple[int, ...]], Array]:
+        return {}
+
+    @cached_property
+    def _weights(self) -> dict[tuple[str, tuple[int, ...], tuple[int, ...]], Draws]:
         return {}
 
     def _subjects(self, labels: str, replicate: int) -> tuple[str, ...]:
@@ -283,29 +262,6 @@ class Study:
         start = max(float(grid[grid > 0][0]) for grid in grids)
         stop = min(float(grid[-1]) for grid in grids)
         return (start, stop) if start <= stop else None
-
-    def _check(self, labels: str) -> None:
-        """Sound runs of one arm share their steps, those of one replicate their cases."""
-        judged: dict[int, Record] = {}
-        for arm in self.present(labels):
-            runs = list(self.runs(arm, labels).values())
-            for record in runs:
-                if record.steps != runs[0].steps:
-                    raise UserError(
-                        "judged at other steps than the arm's other runs",
-                        where=record.name,
-                        remedy="remove the record and its run, and make them again",
-                        code="other-steps",
-                    )
-                first = judged.setdefault(record.replicate, record)
-                pairs = set(zip(record.cases, record.case_subjects, strict=True))
-                if pairs != set(zip(first.cases, first.case_subjects, strict=True)):
-                    raise UserError(
-                        f"judged on other cases than {first.name}",
-                        where=record.name,
-                        remedy="runs of one replicate need the same cases to be compared",
-                        code="other-cases",
-                    )
 
 
 def _by_subject(record: Record) -> tuple[Array, Array]:

@@ -52,17 +52,20 @@ class LinearStart:
 
 
 @torch.no_grad()
-def start_linearly(task: Segmentation, batches: Sequence[CropBatch]) -> LinearStart:
+def start_linearly(
+    task: Segmentation, batches: Sequence[CropBatch], *, refines: bool = True
+) -> LinearStart:
     """Fits the linear path to labelled crops and silences the decoder beside it.
 
     With standardised features X (`n d`), shares of the classes in each cell Y (`n ck`) and their
     means, W = (X'X + r I)^-1 X'(Y - mean Y); logits are W's shares times one factor, chosen by
-    likelihood. From there Adam lowers the cells' cross-entropy and soft Dice. The decoder's last
-    map becomes 0, so that training starts from the probe.
+    likelihood. From there Adam lowers the cells' cross-entropy and soft Dice, if it may. The
+    decoder's last map becomes 0, so that training starts from the probe.
 
     Args:
         task: its network has a linear path.
         batches: labelled crops of the training cases.
+        refines: go on from the closed form.
 
     Raises:
         ConfigError: the network has no linear path.
@@ -70,7 +73,7 @@ def start_linearly(task: Segmentation, batches: Sequence[CropBatch]) -> LinearSt
     """
     network = task.network
     if not isinstance(network, UNETR) or network.direct is None:
-        raise ConfigError("a linear start needs `decoder.direct linear`", code="no-direct-path")
+        raise ConfigError("a linear start needs a `decoder.direct`", code="no-direct-path")
     path = network.direct
     was_training = network.training
     network.eval()
@@ -118,6 +121,7 @@ def start_linearly(task: Segmentation, batches: Sequence[CropBatch]) -> LinearSt
         torch.cat([shares for _, shares in parts]),
         (scale * weight).float(),
         (scale * (centre - middle)).float(),
+        steps=REFINEMENTS if refines else 0,
         is_each=is_each,
     )
     folded = weight.double() / deviation[:, None]
@@ -150,6 +154,7 @@ def _refined(
     weight: Tensor,
     bias: Tensor,
     *,
+    steps: int,
     is_each: bool,
 ) -> tuple[Tensor, Tensor]:
     """A map of standardised features, `d (k c)`, that fits classes and not squares.
@@ -160,6 +165,7 @@ def _refined(
         shares: `n (k c)`.
         weight: `d (k c)`, where it starts.
         bias: `(k c)`.
+        steps: of Adam; few enough that no penalty is needed.
         is_each: whether outputs are sigmoids.
 
     Returns:
@@ -167,9 +173,9 @@ def _refined(
     """
     weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     optimiser = torch.optim.Adam([weight, bias], lr=REFINING_RATE, betas=(0.9, 0.99))
-    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=REFINEMENTS)
+    decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=steps)
     chance = torch.Generator().manual_seed(0)
-    for _ in range(REFINEMENTS):
+    for _ in range(steps):
         drawn = torch.randint(len(features), (REFINED_TOKENS,), generator=chance)
         drawn = drawn.to(features.device)
         logits, truth = features[drawn] @ weight + bias, shares[drawn]

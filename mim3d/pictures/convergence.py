@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,12 +31,14 @@ from mim3d.pictures.colours import unit
 
 Tone = str | tuple[float, float, float]
 Dashes = Literal["-", "--", ":"]
-TONES: tuple[Tone, ...] = (INK, *(unit(colour(place)) for place in (4, 5, 2, 6, 0, 1)))
-"""Black and Okabe and Ito's colours without yellow and grey, too faint for lines on white."""
+TONES: tuple[Tone, ...] = tuple(unit(colour(place)) for place in (4, 5, 2, 6, 0, 1))
+"""Okabe and Ito's colours without yellow and grey, too faint for lines on white; black is kept for
+arms from scratch."""
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 STYLES: tuple[Dashes, ...] = ("-", "--", ":")
-WIDTH, HEIGHT = 3.6, 2.9
-LEGEND = 1.6
+TARGET: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": (0, (6, 3))}
+WIDTH, HEIGHT = 4.2, 3.2
+LEGEND = 1.8
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Panel:
         title: above it.
         lines: by arm; arms that are missing here keep their colour elsewhere.
         target: height of a horizontal line; None for no line.
-        target_name: what stands on that line.
+        target_name: what the legend calls that line.
     """
 
     title: str
@@ -73,8 +75,17 @@ class Panel:
     target_name: str = ""
 
 
+@dataclass(frozen=True)
+class Look:
+    """How an arm's line is drawn, the same in every chart."""
+
+    tone: Tone
+    mark: str
+    dashes: Dashes
+
+
 def draw_convergence(
-    path: Path | str, panels: Sequence[Panel], arms: Sequence[str], *, title: str = ""
+    path: Path | str, panels: Sequence[Panel], arms: Mapping[str, str], *, title: str = ""
 ) -> Path:
     """Draws Dice against steps, one panel a label fraction, steps on a logarithmic axis.
 
@@ -83,7 +94,8 @@ def draw_convergence(
     Args:
         path: PNG file.
         panels: at least one, with at least one line.
-        arms: all arms in the order of the legend; the first is black.
+        arms: kind of each arm, in the order of the legend: `scratch` is black, `contrastive`
+            dashed.
         title: first line.
 
     Raises:
@@ -93,28 +105,33 @@ def draw_convergence(
         raise UserError("learning curves need at least one arm with a curve", code="empty-curve")
     across = min(2, len(panels))
     down = -(-len(panels) // across)
-    figure = new_figure(0.6 + across * (WIDTH + 0.45) + LEGEND, 0.75 + down * (HEIGHT + 0.75))
+    # An empty place among the panels holds the legend.
+    is_beside = across * down == len(panels)
+    room = 0.6 + across * (WIDTH + 0.45)
+    figure = new_figure(room + LEGEND * is_beside, 0.75 + down * (HEIGHT + 0.75))
     write_at(figure, 0.12, 0.1, title, size=LARGE, weight="bold")
     low, high = _heights(panels)
+    looks = _looks(arms)
     for place, panel in enumerate(panels):
         row, column = divmod(place, across)
         left, top = 0.6 + column * (WIDTH + 0.45), 0.7 + row * (HEIGHT + 0.75)
         axes = plain_axes(axes_at(figure, left, top, WIDTH, HEIGHT))
-        _draw_panel(axes, panel, arms)
+        _draw_panel(axes, panel, looks)
         axes.set_ylim(low, high)
         write_at(figure, left, top - 0.22, panel.title, size=NORMAL, weight="bold")
         if column == 0:
             axes.set_ylabel("Dice", fontsize=NORMAL)
         if place + across >= len(panels):
             axes.set_xlabel("step of fine-tuning", fontsize=NORMAL)
-    _legend(figure, arms, panels, 0.6 + across * (WIDTH + 0.45) - 0.2)
+    corner = (room - 0.2, 0.6) if is_beside else (room - WIDTH, 1.0 + (down - 1) * (HEIGHT + 0.75))
+    _legend(figure, looks, panels, *corner)
     return save(figure, path)
 
 
 def draw_label_efficiency(
     path: Path | str,
     lines: Mapping[str, Band],
-    arms: Sequence[str],
+    arms: Mapping[str, str],
     *,
     names: Mapping[float, str],
     title: str = "",
@@ -124,7 +141,8 @@ def draw_label_efficiency(
     Args:
         path: PNG file.
         lines: by arm; the band is drawn as a bar at each point.
-        arms: all arms in the order of the legend; the first is black.
+        arms: kind of each arm, in the order of the legend: `scratch` is black, `contrastive`
+            dashed.
         names: what to write under each number of subjects.
         title: first line.
 
@@ -141,43 +159,44 @@ def draw_label_efficiency(
     # Side by side within 0.4 of the narrowest gap, so that bars do not cover each other.
     gaps = np.diff(np.log(sorted(names)))
     step = min(float(gaps.min()) if len(gaps) else 1.0, 1.0) * 0.4 / max(len(arms), 2)
-    for place, arm in enumerate(arms):
+    axes.grid(visible=False, axis="x")
+    for count in names:
+        edge = np.exp((len(arms) / 2 + 0.3) * step)
+        axes.axvspan(count / edge, count * edge, color="#f2f2f2", linewidth=0, zorder=0)
+    looks = _looks(arms)
+    for place, (arm, look) in enumerate(looks.items()):
         if arm in lines:
-            _draw_bars(axes, lines[arm], place, (place - (len(arms) - 1) / 2) * step)
+            _draw_bars(axes, lines[arm], look, (place - (len(arms) - 1) / 2) * step)
     axes.xaxis.set_major_locator(FixedLocator(sorted(names)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([names[count] for count in sorted(names)])
     axes.set_xlim(min(names) * np.exp(-0.35), max(names) * np.exp(0.35))
     axes.set_xlabel("labels (subjects with labels)", fontsize=NORMAL)
     axes.set_ylabel("Dice after the last step", fontsize=NORMAL)
-    _legend(figure, arms, [panel], 0.7 + 4.6 + 0.25)
+    _legend(figure, looks, [panel], 0.7 + 4.6 + 0.25, 0.6)
     return save(figure, path)
 
 
-def _draw_panel(axes: Axes, panel: Panel, arms: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, looks: Mapping[str, Look]) -> None:
     positive = [step for line in panel.lines.values() for step in line.at if step > 0]
     first = min(positive, default=1.0)
     nought = first / 2.2
     axes.set_xscale("log")
-    for place, arm in enumerate(arms):
+    for arm, look in looks.items():
         if arm in panel.lines:
-            _draw_line(axes, panel.lines[arm], place, nought)
+            _draw_line(axes, panel.lines[arm], look, nought)
     if panel.target is not None:
-        axes.axhline(panel.target, color=FAINT, linewidth=0.8, linestyle=(0, (6, 3)))
-        axes.annotate(
-            panel.target_name, (0.01, panel.target), xycoords=("axes fraction", "data"),
-            xytext=(0, 2), textcoords="offset points", fontsize=SMALL - 0.5, color=FAINT,
-        )  # fmt: skip
+        axes.axhline(panel.target, **TARGET)
     _name_steps(axes, first, max(positive, default=1.0), nought)
 
 
-def _draw_line(axes: Axes, line: Band, place: int, nought: float) -> None:
+def _draw_line(axes: Axes, line: Band, look: Look, nought: float) -> None:
     at, mean, low, high = (
         np.asarray(row, float) for row in (line.at, line.mean, line.low, line.high)
     )
-    tone, mark, style = _look(place)
+    tone, mark = look.tone, look.mark
     later = at > 0
-    axes.plot(at[later], mean[later], color=tone, linestyle=style, linewidth=1.3, marker=mark,
+    axes.plot(at[later], mean[later], color=tone, linestyle=look.dashes, linewidth=1.3, marker=mark,
               markersize=3, markeredgewidth=0)  # fmt: skip
     if (high > low).any():
         axes.fill_between(at[later], low[later], high[later], color=tone, alpha=0.1, linewidth=0)
@@ -188,14 +207,13 @@ def _draw_line(axes: Axes, line: Band, place: int, nought: float) -> None:
         axes.plot((nought,), mean[:1], color=tone, marker=mark, markersize=3, markeredgewidth=0)
 
 
-def _draw_bars(axes: Axes, line: Band, place: int, aside: float) -> None:
+def _draw_bars(axes: Axes, line: Band, look: Look, aside: float) -> None:
     at = np.asarray(line.at, float) * np.exp(aside)
-    tone, mark, style = _look(place)
     mean = np.asarray(line.mean, float)
     spread = np.stack([mean - np.asarray(line.low, float), np.asarray(line.high, float) - mean])
     axes.errorbar(
-        at, mean, yerr=np.maximum(spread, 0), color=tone, linestyle=style, linewidth=1.1,
-        marker=mark, markersize=3.6, markeredgewidth=0, elinewidth=0.7,
+        at, mean, yerr=np.maximum(spread, 0), color=look.tone, linestyle=look.dashes, linewidth=1.1,
+        marker=look.mark, markersize=3.6, markeredgewidth=0, elinewidth=0.7,
     )  # fmt: skip
 
 
@@ -220,29 +238,37 @@ def _heights(panels: Sequence[Panel]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _look(place: int) -> tuple[Tone, str, Dashes]:
-    """Colour, marker and dashes of the arm number `place`: no two alike up to 21 arms."""
-    tone = TONES[place % len(TONES)]
-    turn = place // len(TONES)
-    return tone, MARKS[(place + turn) % len(MARKS)], STYLES[turn % len(STYLES)]
+def _looks(arms: Mapping[str, str]) -> dict[str, Look]:
+    """The look of each arm by its kind and its place among its like; no two alike up to 42."""
+    looks: dict[str, Look] = {}
+    black = coloured = 0
+    for arm, kind in arms.items():
+        if kind == "scratch":
+            looks[arm] = Look(INK, MARKS[black % len(MARKS)], STYLES[black % len(STYLES)])
+            black += 1
+        else:
+            turn = coloured // len(TONES)
+            tone, mark = TONES[coloured % len(TONES)], MARKS[(coloured + 1 + 2 * turn) % len(MARKS)]
+            looks[arm] = Look(tone, mark, "--" if kind == "contrastive" else "-")
+            coloured += 1
+    return looks
 
 
-def _legend(figure: Figure, arms: Sequence[str], panels: Sequence[Panel], left: float) -> None:
-    shown = [
-        (place, arm)
-        for place, arm in enumerate(arms)
-        if any(arm in panel.lines for panel in panels)
-    ]
+def _legend(
+    figure: Figure, looks: Mapping[str, Look], panels: Sequence[Panel], left: float, top: float
+) -> None:
     handles = []
-    for place, arm in shown:
-        tone, mark, style = _look(place)
-        name = arm if len(arm) <= 22 else f"{arm[:21]}\u2026"
-        handles.append(
-            Line2D([], [], color=tone, marker=mark, linestyle=style, linewidth=1.3,
-                   markersize=4, markeredgewidth=0, label=name)
-        )  # fmt: skip
+    for arm, look in looks.items():
+        if any(arm in panel.lines for panel in panels):
+            name = arm if len(arm) <= 22 else f"{arm[:21]}\u2026"
+            handles.append(
+                Line2D([], [], color=look.tone, marker=look.mark, linestyle=look.dashes,
+                       linewidth=1.3, markersize=4, markeredgewidth=0, label=name)
+            )  # fmt: skip
+    for name in dict.fromkeys(one.target_name for one in panels if one.target is not None):
+        handles.append(Line2D([], [], label=name, **TARGET))
     width, height = figure.get_size_inches()
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(left / width, 1 - 0.6 / height),
-        fontsize=SMALL, frameon=False, handlelength=2.6, borderaxespad=0,
+        handles=handles, loc="upper left", bbox_to_anchor=(left / width, 1 - top / height),
+        fontsize=SMALL, frameon=False, handlelength=3.2, borderaxespad=0,
     )  # fmt: skip

@@ -218,7 +218,12 @@ def _flat(mapping: Mapping[str, Any], head: str = "") -> dict[str, Any]:
 
 def _check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
     there = load((folder / CONFIG).read_text(encoding="utf-8"))
-    differing = {k: v for k, v in differing_keys(there, config).items() if k not in MAY_DIFFER}
+    differing = {
+        key: values
+        for key, values in differing_keys(there, config).items()
+        # A setting that an older version did not know was none there.
+        if key not in MAY_DIFFER and values != (None, None)
+    }
     if not differing:
         return
     listed = ", ".join(f"`{key}` ({was} there, {is_} now)" for key, (was, is_) in differing.items())

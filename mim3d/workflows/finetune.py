@@ -124,8 +124,8 @@ def finetune(
         )
         if feed.reuse is not None:
             reporter.say(feed.reuse)
-        if config.decoder.direct == "linear" and run.checkpoints.find() is None:
-            _start_linearly(task, feed, reporter)
+        if config.decoder.direct in PROBED and run.checkpoints.find() is None:
+            _start_linearly(task, feed, reporter, refines=config.decoder.direct == "linear")
         look = _look(config, store, classes, scheme)
         curve = Curve(run, {case: store.subject(case) for case in judging})
         done = fit(
@@ -143,12 +143,14 @@ def finetune(
     return _result(done, results, str(folder))
 
 
+PROBED = ("ridge", "linear")
+"""Words of `decoder.direct` for a path that is fitted before the first step."""
 PROBED_CROPS = 32
 """Crops, not augmented, that a linear start is fitted to; each training case in turn."""
 
 
-def _start_linearly(task: Segmentation, feed: Feed, reporter: Reporter) -> None:
-    found = start_linearly(task, feed.fixed(PROBED_CROPS))
+def _start_linearly(task: Segmentation, feed: Feed, reporter: Reporter, *, refines: bool) -> None:
+    found = start_linearly(task, feed.fixed(PROBED_CROPS), refines=refines)
     reporter.say(
         f"linear start from {found.tokens:,} tokens of {found.crops} crops: cross-entropy "
         f"{found.entropy:.3f} nats, {found.chance:.3f} with the classes' shares alone"
@@ -238,17 +240,29 @@ class Curve:
         self._run = run
         self._subjects = dict(subjects)
 
-    def note(self, step: int, dice: Mapping[str, float]) -> None:
-        """Adds a step; one that was judged before an interruption is written over."""
+    def note(
+        self, step: int, dice: Mapping[str, float], zeroed: Mapping[str, float] | None = None
+    ) -> None:
+        """Adds a step; one that was judged before an interruption is written over.
+
+        Args:
+            step: where it was judged.
+            dice: of each case.
+            zeroed: the same with the encoder's output set to zero; None: not looked at.
+        """
         steps = read_curve(self._run.folder).get("dice", {})
         # Later ones belong to work that is done again.
         kept = {key: value for key, value in steps.items() if int(key) < step}
         content = {"subjects": self._subjects, "dice": {**kept, str(step): dict(dice)}}
-        self._run.write_json(CURVE, content)
+        audit = {} if zeroed is None else {"zeroed": dict(zeroed)}
+        self._run.write_json(CURVE, {**content, **audit})
 
 
 def read_curve(folder: Path) -> dict[str, Any]:
-    """`curve.json`: `subjects` by case, and `dice` by step and case; empty where there is none."""
+    """`curve.json`: `subjects` by case, `dice` by step and case, `zeroed` by case once it is done.
+
+    Empty where there is none.
+    """
     path = folder / CURVE
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
@@ -346,7 +360,9 @@ def _validators(
         numbers = {"dice": scores.mean}
         if moment.step == moment.steps:
             with blind(network_in(task)):
-                numbers["dice_encoder_zeroed"] = look(task, judging).mean
+                zeroed = look(task, judging)
+            curve.note(moment.step, scores.cases, zeroed.cases)
+            numbers["dice_encoder_zeroed"] = zeroed.mean
         return numbers
 
     def choose(task: Task, moment: Moment) -> dict[str, float]:

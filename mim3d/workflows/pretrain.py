@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mim3d.config.reading import to_mapping
+from mim3d.config.sections import PretextConfig
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.batch import CropBatch
 from mim3d.data.feed import Feed, make_feed
@@ -38,7 +39,10 @@ from mim3d.workflows.probes import NAME, probe_validators, probed
 from mim3d.workflows.result import Result
 
 FIXED_CROPS = 16
-"""Crops by whose masked loss the best checkpoint is chosen; the same at every validation."""
+"""Crops whose loss is taken at every validation, always with the same masks."""
+RECONSTRUCTS = frozenset({"mae", "simmim", "smit", "autoencoder", "denoising"})
+"""Pretext tasks that predict voxels, whose loss says more the smaller it is. That of a task which
+compares views is smallest where it collapsed, and falls or rises with its schedules."""
 
 
 def pretrain(
@@ -70,7 +74,7 @@ def pretrain(
     reporter = reporter or PlainReporter()
     store = store_of(config.data)
     config = replace(config, encoder=resolved_encoder(config.encoder, config.data, store))
-    cases = pretraining_cases(store, config.data)
+    cases = pretraining_cases(store, config.data, config.training.seed)
     folder = run_folder(out, "pretrain", name)
     reporter.say(
         f"pre-training by {config.objective.name} on {len(cases)} volumes of "
@@ -105,7 +109,7 @@ def pretrain(
             config.training,
             run,
             validators=[
-                fixed_loss(feed, config.training.validate_every, config.training.validate_at),
+                fixed_loss(feed, config),
                 *probe_validators(store, config, feed, run, reporter),
             ],
             reporter=reporter,
@@ -113,7 +117,7 @@ def pretrain(
             on_pictures=panels(folder / "pictures", config.objective.target == "normalised"),
         )
         curves = draw_learning(folder, f"{config.objective.name}, {name}") if run.writes else None
-    return _result(done, folder, curves)
+    return _result(done, folder, curves, config.objective)
 
 
 def pretext_task(config: PretrainConfig, reporter: Reporter) -> Task:
@@ -126,8 +130,18 @@ def pretext_task(config: PretrainConfig, reporter: Reporter) -> Task:
         return PRETEXT_TASKS[config.objective.name](encoder, config.objective)
 
 
-def fixed_loss(feed: Feed, every: int, at: tuple[int, ...] = ()) -> Validator:
-    """Masked loss on crops and masks that are the same at every validation."""
+def chooses_best(objective: PretextConfig) -> bool:
+    """Whether the fixed loss of a task chooses `best`; where it does not, `best` is the last."""
+    if objective.name == "smit" and objective.teacher.voxel_weight == 0:
+        return False  # then it is iBOT, which predicts a teacher's answers alone
+    return objective.name in RECONSTRUCTS
+
+
+def fixed_loss(feed: Feed, config: PretrainConfig) -> Validator:
+    """Loss on crops and masks that are the same at every validation.
+
+    It chooses `best` where the task predicts voxels, and nothing where it compares views.
+    """
     size = feed.batch_size
     # Whole batches where crops are compared with each other: a last one of one crop has no other.
     is_compared = feed.needs.views > 1
@@ -141,7 +155,10 @@ def fixed_loss(feed: Feed, every: int, at: tuple[int, ...] = ()) -> Validator:
         losses = [float(task(batch.to(device), still).loss) for batch in batches]
         return {"fixed_loss": sum(losses) / len(losses)}
 
-    return Validator("fixed_loss", every, validate, best=("fixed_loss", "min"), at=at)
+    every, at = config.training.validate_every, config.training.validate_at
+    if chooses_best(config.objective):
+        return Validator("fixed_loss", every, validate, best=("fixed_loss", "min"), at=at)
+    return Validator("fixed_loss", every, validate, at=at)
 
 
 def panels(folder: Path, restored: bool) -> Callable[[int, dict[str, Tensor]], None]:
@@ -164,12 +181,14 @@ def panels(folder: Path, restored: bool) -> Callable[[int, dict[str, Tensor]], N
     return draw
 
 
-def _result(done: FitResult, folder: Path, curves: Path | None) -> Result:
+def _result(done: FitResult, folder: Path, curves: Path | None, objective: PretextConfig) -> Result:
     facts = {"run": str(folder), **done.as_json()}
     panels = sorted((folder / "pictures").glob("reconstruction_*.png"))
     text = f"pre-trained for {done.steps:,} steps; last loss {done.loss:.4f}{skipped(done)}"
     probes = done.validation.get(NAME, {})
     if "probe_r2" in probes:
         text += f"; {probed(probes)}"
+    if not chooses_best(objective):
+        text += f"\n`best` is the last checkpoint: the loss of {objective.name} chooses nothing"
     drawn = (*panels[-1:], *(() if curves is None else (curves,)))
     return Result(text=text, facts=facts, files=(folder, *drawn))

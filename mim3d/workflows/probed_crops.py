@@ -90,7 +90,8 @@ def labelled_crops(store: Store, config: PretrainConfig) -> tuple[ProbedCrops, P
         None where fewer than two subjects have labels.
     """
     seed, probes = config.training.seed, config.probes
-    cases = [c for c in pretraining_cases(store, config.data) if store.entry(c).has_label]
+    whole_list = replace(config.data, subjects=None)
+    cases = [c for c in pretraining_cases(store, whole_list, seed) if store.entry(c).has_label]
     subjects = {store.subject(case) for case in cases}
     if len(subjects) < 2 or store.classes is None or store.classes.count < 2:
         return None

@@ -86,7 +86,7 @@ def test_no_subject_is_in_two_lists_and_none_is_lost():
         assert not {store.subject(c) for c in training} & {store.subject(c) for c in judging}
         assert len(training) + len(judging) == 80
         assert "last" not in training + judging
-        seen = pretraining_cases(store, data)
+        seen = pretraining_cases(store, data, 0)
         assert not {store.subject(c) for c in seen} & {store.subject(c) for c in judging}
         assert set(training) <= set(seen)
 
@@ -102,7 +102,7 @@ def test_every_labelled_case_judges_in_one_fold():
 def test_pretraining_takes_cases_without_labels_and_fine_tuning_does_not():
     store = _pairs()
 
-    assert "plain" in pretraining_cases(store, DataConfig())
+    assert "plain" in pretraining_cases(store, DataConfig(), 0)
     assert "plain" not in training_cases(store, DataConfig(), 0)
 
 
@@ -122,6 +122,24 @@ def test_draws_of_one_seed_are_nested_and_of_two_seeds_differ():
         assert small < large
     assert drawn_subjects(SUBJECTS, 0.1, 3) != drawn_subjects(SUBJECTS, 0.1, 4)
     assert drawn_subjects(SUBJECTS[::-1], 0.1, 3) == drawn_subjects(SUBJECTS, 0.1, 3)
+
+
+def test_pretraining_may_see_a_part_of_the_subjects_only():
+    store = _pairs()
+    every = pretraining_cases(store, DataConfig(), 3)
+
+    seen = [set(pretraining_cases(store, DataConfig(subjects=n), 3)) for n in (2, 0.25, 9, 1.0)]
+
+    assert [len({store.subject(case) for case in cases}) for cases in seen[::2]] == [2, 9]
+    assert seen[0] < seen[2] < set(every)
+    assert seen[0] < seen[1] < set(every)
+    assert seen[3] == set(every)
+    for cases in seen:  # all cases of a subject, or none
+        subjects = {store.subject(case) for case in cases}
+        assert cases == {case for case in every if store.subject(case) in subjects}
+    assert seen[2] != set(pretraining_cases(store, DataConfig(subjects=9), 4))
+    with pytest.raises(ConfigError, match=r"`data\.subjects` asks for 1000 subjects of"):
+        pretraining_cases(store, DataConfig(subjects=1000), 3)
 
 
 def test_labels_of_a_subject_come_all_or_none():
@@ -155,11 +173,11 @@ def test_an_empty_fold_names_those_that_are_not():
 def test_a_store_without_labels_cannot_be_fine_tuned_on():
     store = _store([("a", "a", "training", False)])
 
-    assert pretraining_cases(store, DataConfig()) == ("a",)
+    assert pretraining_cases(store, DataConfig(), 0) == ("a",)
     with pytest.raises(UserError, match="no training case with labels"):
         training_cases(store, DataConfig(), 0)
     with pytest.raises(UserError, match="no training case"):
-        pretraining_cases(_store([("a", "a", "test", True)]), DataConfig())
+        pretraining_cases(_store([("a", "a", "test", True)]), DataConfig(), 0)
 
 
 def test_the_inner_split_is_by_subject_and_follows_from_the_seed():
@@ -189,7 +207,7 @@ def test_inner_folds_part_the_training_subjects_and_never_touch_those_that_judge
         subjects = {store.subject(case) for case in choosing}
         assert not subjects & judging
         assert not subjects & {store.subject(case) for case in rest}
-        assert not subjects & {store.subject(case) for case in pretraining_cases(store, data)}
+        assert not subjects & {store.subject(case) for case in pretraining_cases(store, data, 0)}
         assert set(choosing) | set(rest) == training
         seen.update(choosing)
 

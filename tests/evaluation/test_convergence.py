@@ -21,6 +21,24 @@ def test_a_record_comes_back_from_its_file() -> None:
     assert again == run
 
 
+def test_a_record_of_an_older_version_is_read() -> None:
+    run = record("mae", rising)
+    content = json.loads(json.dumps(run.as_json()))
+    for name in ("against", "zeroed_cases", "machine"):
+        del content[name]
+    del content["pretraining"]["machine"]
+
+    assert Record.from_json(content) == run
+
+
+def test_partner_audit_and_machines_come_back_from_the_file() -> None:
+    run = replace(record("mae", rising), against="scratch-4", machine="EPYC, 1 thread, fp32")
+    run = replace(run, zeroed_cases=tuple(value / 2 for value in run.dice[-1]))
+    run = replace(run, pretraining=replace(pretraining("mae"), machine="H200, bf16"))
+
+    assert Record.from_json(json.loads(json.dumps(run.as_json()))) == run
+
+
 def test_a_dead_record_without_a_curve_comes_back_from_its_file() -> None:
     run = replace(without_curve(record("mae", rising), "not finite"), pretraining=None)
 
@@ -51,6 +69,8 @@ def test_a_fact_that_is_not_finite_is_written_as_null() -> None:
         ({"lr": "high"}, "finite number"),
         ({"kind": "magic"}, "`scratch` or `masked`"),
         ({"arm": None}, "text"),
+        ({"against": 4}, "text"),
+        ({"zeroed_cases": [0.1, "x"]}, "finite number"),
         ({"pretraining": 3}, "a pretraining must be a JSON object"),
     ],
 )
@@ -80,6 +100,8 @@ def test_a_record_that_lacks_a_field_is_refused() -> None:
         ({"dice": ((0.1, 0.2), (0.3, 0.4), (0.5, math.nan))}, "0 to 1"),
         ({"cases": ("a", "a")}, "named twice"),
         ({"case_subjects": ("a",)}, "2 cases but 1 subjects"),
+        ({"zeroed_cases": (0.1,)}, "1 zeroed Dice of 2 cases"),
+        ({"zeroed_cases": (0.1, 1.1)}, "0 to 1"),
     ],
 )
 def test_a_curve_that_does_not_fit_is_refused(change: dict[str, object], words: str) -> None:

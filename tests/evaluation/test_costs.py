@@ -118,7 +118,23 @@ def test_labels_replaced_lie_on_the_references_curve() -> None:
     assert replaced_labels(pair(), "mae", L) is None
 
 
-def test_the_audit_puts_the_zeroed_encoder_beside_the_real_one() -> None:
+def test_the_audit_puts_the_zeroed_encoder_beside_the_real_one_over_the_same_cases() -> None:
+    """Broke: the scalar is a mean over structures; beside a mean over cases it is another thing."""
+    runs = tuple(
+        replace(record("mae", rising, replicate=place, cases=2, noise=0.05), zeroed=0.9,
+                zeroed_cases=zeroed)
+        for place, zeroed in enumerate(((0.1, 0.5), (0.2, 0.6), None))
+    )  # fmt: skip
+
+    found = encoder_use(Study(runs), "mae", L)
+
+    assert found is not None
+    assert found.is_alike
+    assert found.zeroed == pytest.approx(0.35)
+    assert found.dice == pytest.approx(sum(sum(run.dice[-1]) for run in runs[:2]) / 4)
+
+
+def test_the_audit_of_older_records_says_what_it_is() -> None:
     runs = (
         replace(record("mae", rising), zeroed=0.2),
         replace(record("mae", rising, replicate=1), zeroed=0.4),
@@ -128,5 +144,21 @@ def test_the_audit_puts_the_zeroed_encoder_beside_the_real_one() -> None:
     found = encoder_use(Study(runs), "mae", L)
 
     assert found is not None
-    assert found[0] == pytest.approx(0.85, abs=1e-3)
-    assert found[1] == pytest.approx(0.3)
+    assert not found.is_alike
+    assert found.dice == pytest.approx(0.85, abs=1e-3)
+    assert found.zeroed == pytest.approx(0.3)
+    assert encoder_use(Study(runs[2:]), "mae", L) is None
+
+
+def test_pretraining_pays_over_what_the_partner_would_need() -> None:
+    fine = replace(record("scratch-4", partial(SLOW, top=0.6)), kind="scratch", pretraining=None)
+    led = replace(record("mae-4", partial(rising, top=0.6)), against="scratch-4")
+    study = Study((record("scratch", SLOW), record("mae", rising), fine, led))  # type: ignore[arg-type]
+
+    one, other = cost(study, "mae", L), cost(study, "mae-4", L)
+
+    assert one is not None
+    assert other is not None
+    assert one.break_even_seconds is not None
+    assert other.break_even_seconds is not None
+    assert other.break_even_seconds.finetunings == pytest.approx(one.break_even_seconds.finetunings)

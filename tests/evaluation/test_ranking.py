@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
-from synthetic_study import record, rising
+from synthetic_study import from_seed, record, rising
 
 from mim3d.evaluation.convergence import Record
 from mim3d.evaluation.ranking import comparisons, holm, signed_rank
@@ -50,14 +51,25 @@ def test_holms_correction_is_that_worked_by_hand() -> None:
     assert holm([]) == ()
 
 
-def test_every_arm_is_compared_with_the_reference_and_the_best_contrastive() -> None:
-    study = study_of({"scratch": 0.8, "mae": 0.85, "simclr": 0.8, "other": 0.8}, noise=0.03)
+def test_every_arm_is_compared_with_its_partner_and_masked_ones_with_each_contrastive() -> None:
+    heights = {
+        "scratch": 0.8,
+        "mae": 0.85,
+        "simclr": 0.8,
+        "byol": 0.7,
+        "scratch-4": 0.8,
+        "mae-4": 0.9,
+    }
+    study = study_of(heights, noise=0.03, resamples=20)
+    said = {"byol": {"kind": "contrastive"}, "scratch-4": {"kind": "scratch", "pretraining": None},
+            "mae-4": {"kind": "masked", "against": "scratch-4"}}  # fmt: skip
+    made = [replace(run, **said.get(run.arm, {})) for run in study.records]
 
-    pairs = [(row.arm, row.other) for row in comparisons(study, L)]
+    pairs = [(row.arm, row.other) for row in comparisons(Study(tuple(made), resamples=20), L)]
 
     assert pairs == [
-        ("mae", "scratch"), ("simclr", "scratch"), ("other", "scratch"),
-        ("mae", "simclr"), ("other", "simclr"),
+        ("mae", "scratch"), ("simclr", "scratch"), ("byol", "scratch"), ("mae-4", "scratch-4"),
+        ("mae", "simclr"), ("mae", "byol"),
     ]  # fmt: skip
 
 
@@ -86,6 +98,14 @@ def test_one_replicate_shows_no_difference_between_methods() -> None:
 
     assert rows[0].p_holm < 0.001
     assert not rows[0].shown
+
+
+def test_one_pretraining_shows_no_difference_between_methods() -> None:
+    study = study_of({"scratch": 0.7, "mae": 0.8}, noise=0.02)
+    one = tuple(run if run.pretraining is None else from_seed(run, 0) for run in study.records)
+
+    assert comparisons(study, L)[0].shown
+    assert not comparisons(Study(one, resamples=500), L)[0].shown
 
 
 @pytest.mark.parametrize("run_noise", [0.0, 0.02])

@@ -11,7 +11,8 @@ from mim3d.foundation.errors import UserError
 from mim3d.pictures import convergence
 from mim3d.pictures.convergence import Band, Panel, draw_convergence, draw_label_efficiency
 
-ARMS = [f"arm_{place}" for place in range(12)]
+KINDS = ("scratch", "masked", "contrastive", "other")
+ARMS = {f"arm_{place}": KINDS[place % 4] for place in range(12)}
 STEPS = (0, 10, 31, 100, 316)
 
 
@@ -48,31 +49,46 @@ def test_labels_of_twelve_arms_are_drawn_the_same_twice(tmp_path: Path) -> None:
 
 
 def test_no_two_of_twelve_arms_look_alike() -> None:
-    looks = {convergence._look(place) for place in range(12)}
+    mixed = convergence._looks(ARMS)
+    alike = convergence._looks({arm: "masked" for arm in ARMS})
 
-    assert len(looks) == 12
+    assert len(set(mixed.values())) == 12
+    assert len(set(alike.values())) == 12
+
+
+def test_the_kind_of_an_arm_is_seen() -> None:
+    looks = convergence._looks({"none": "scratch", "mae": "masked", "simclr": "contrastive"})
+
+    assert looks["none"].tone == convergence.INK
+    assert [look.dashes for look in looks.values()] == ["-", "-", "--"]
 
 
 def test_an_arm_keeps_its_look_when_another_is_missing(tmp_path: Path) -> None:
-    both = draw_convergence(tmp_path / "a.png", [Panel("", {"b": band(0)})], ["a", "b"])
-    alone = draw_convergence(tmp_path / "b.png", [Panel("", {"b": band(0)})], ["b"])
+    both = draw_convergence(
+        tmp_path / "a.png", [Panel("", {"b": band(0)})], {"a": "masked", "b": "masked"}
+    )
+    alone = draw_convergence(tmp_path / "b.png", [Panel("", {"b": band(0)})], {"b": "masked"})
 
     assert both.read_bytes() != alone.read_bytes()
 
 
 @pytest.mark.parametrize("at", [(0,), (10,), (0, 10), (1, 100_000)])
 def test_short_and_long_curves_are_drawn(tmp_path: Path, at: tuple[float, ...]) -> None:
-    assert draw_convergence(tmp_path / "c.png", [Panel("", {"a": band(0, at)})], ["a"]).is_file()
+    panel = Panel("", {"a": band(0, at)})
+
+    assert draw_convergence(tmp_path / "c.png", [panel], {"a": "scratch"}).is_file()
 
 
 def test_one_label_fraction_is_drawn(tmp_path: Path) -> None:
     lines = {"a": Band((10,), (0.5,), (0.4,), (0.6,))}
 
-    assert draw_label_efficiency(tmp_path / "l.png", lines, ["a"], names={10.0: "10"}).is_file()
+    path = draw_label_efficiency(tmp_path / "l.png", lines, {"a": "other"}, names={10.0: "10"})
+
+    assert path.is_file()
 
 
 def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least one arm"):
-        draw_convergence(tmp_path / "c.png", [Panel("", {})], ["a"])
+        draw_convergence(tmp_path / "c.png", [Panel("", {})], {"a": "masked"})
     with pytest.raises(UserError, match="at least one point"):
-        draw_label_efficiency(tmp_path / "l.png", {}, ["a"], names={})
+        draw_label_efficiency(tmp_path / "l.png", {}, {"a": "masked"}, names={})

@@ -108,6 +108,18 @@ def test_a_run_goes_on_with_another_strategy_or_from_before_there_was_one(tmp_pa
     assert "strategy" not in (tmp_path / "x" / "config.yaml").read_text()
 
 
+def test_a_setting_that_is_none_and_was_not_known_before_is_no_difference(tmp_path: Path) -> None:
+    with Run.create_or_continue(tmp_path / "x", CONFIG):
+        pass
+    newer = {**CONFIG, "data": {**CONFIG["data"], "subjects": None}}
+
+    with Run.create_or_continue(tmp_path / "x", newer):
+        pass
+    newer["data"]["subjects"] = 5
+    with pytest.raises(ConfigError, match=r"`data.subjects` \(None there, 5 now\)"):
+        Run.create_or_continue(tmp_path / "x", newer)
+
+
 def test_overwrite_removes_what_is_the_runs_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     with Run.create_or_continue(folder, CONFIG) as run:

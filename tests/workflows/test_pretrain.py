@@ -1,17 +1,29 @@
-"""From a config to its pretext task."""
+"""From a config to its pretext task, and which checkpoint of it is `best`."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
-from mim3d.config.sections import DataConfig, EncoderConfig, PretextConfig
-from mim3d.config.verbs import PretrainConfig
+from mim3d.config.sections import (
+    DataConfig,
+    EncoderConfig,
+    OptimConfig,
+    PretextConfig,
+    ProbesConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+from mim3d.config.verbs import PreparationConfig, PrepareConfig, PretrainConfig
+from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.foundation.reporting import Silent
 from mim3d.models.vit import VolumeViT
 from mim3d.workflows import pretrain
+from mim3d.workflows.prepare import prepare
 
 
 def test_a_teacher_begins_as_a_copy_of_the_encoder_that_init_gives(
@@ -39,3 +51,60 @@ def test_a_teacher_begins_as_a_copy_of_the_encoder_that_init_gives(
     ):
         assert torch.equal(mine, torch.full_like(mine, 0.25))
         assert torch.equal(mine, theirs)
+
+
+def test_the_fixed_loss_chooses_for_tasks_that_predict_voxels_alone() -> None:
+    names = get_args(get_type_hints(PretextConfig)["name"])
+    choosing = {name for name in names if pretrain.chooses_best(PretextConfig(name=name))}
+
+    assert choosing == {"mae", "simmim", "smit", "autoencoder", "denoising"}
+    assert {"simclr", "mocov3", "byol", "vicreg", "dino", "voco"} <= set(names) - choosing
+    ibot = PretextConfig(name="smit", teacher=TeacherConfig(voxel_weight=0.0))
+    assert not pretrain.chooses_best(ibot)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    rule = PhantomRule(shape=(22, 18, 14), organs=1)
+    make_cohort(folder / "cohort", seed=1, training=4, validation=0, rule=rule)
+    settings = PrepareConfig(PreparationConfig(workers=0))
+    prepare(str(folder / "cohort"), out=str(folder / "store"), config=settings, reporter=Silent())
+    return folder / "store"
+
+
+@pytest.mark.parametrize("task", ["mae", "vicreg"])
+def test_best_is_the_smallest_fixed_loss_or_the_last(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
+    """The loss of step 1 is the smallest here; a collapse looks like that to `vicreg`."""
+    real = pretrain.fixed_loss
+
+    def growing(*arguments: Any) -> Any:
+        looker = real(*arguments)
+        return replace(looker, function=lambda task, moment: {"fixed_loss": float(moment.step)})
+
+    monkeypatch.setattr(pretrain, "fixed_loss", growing)
+    config = PretrainConfig(
+        data=DataConfig(store=str(store), crop_size=(16, 16, 12)),
+        encoder=EncoderConfig(width=24, depth=4, heads=2, patch=(4, 4, 4)),
+        objective=PretextConfig(
+            name=task, decoder_width=24, decoder_depth=1, decoder_heads=2
+        ),
+        optim=OptimConfig(lr=1e-3),
+        training=TrainingConfig(
+            steps=3, batch_size=4, validate_every=1, pictures_every=0, threads=1, device="cpu",
+            precision="fp32",
+        ),
+        probes=ProbesConfig(every=0),
+    )  # fmt: skip
+
+    result = pretrain.pretrain(config, out=str(tmp_path / "run"), reporter=Silent())
+
+    places = tmp_path / "run" / "checkpoints"
+    steps = {name: int((places / name).resolve().name) for name in ("best", "last")}
+    assert steps == {"best": 1 if task == "mae" else 3, "last": 3}
+    said = "`best` is the last checkpoint: the loss of vicreg chooses nothing"
+    assert (said in result.text) == (task == "vicreg")
+    logged = (tmp_path / "run" / "log.jsonl").read_text()
+    assert logged.count("fixed_loss") >= 3

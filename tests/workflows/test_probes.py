@@ -320,7 +320,7 @@ def look_of(wanted: PretrainConfig, folder: Path) -> Any:
     store = open_store(str(wanted.data.store))
     task = task_of(wanted)
     feed = make_feed(
-        store, pretraining_cases(store, wanted.data), data=wanted.data,
+        store, pretraining_cases(store, wanted.data, 0), data=wanted.data,
         augmentation=wanted.augmentation, needs=task.needs, batch_size=3, seed=0,
     )  # fmt: skip
     written: Any = SimpleNamespace(folder=folder, write_json=lambda name, content: None)

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from mim3d.config.parts import Part, check_names, section_of
 from mim3d.config.reading import read_config
+from mim3d.config.tree import value_of
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.evaluation.convergence import Kind
 from mim3d.foundation.errors import ConfigError
 from mim3d.workflows.finetune import LEARNING_FIELDS, SCRATCH
 
 ARMS = "arms"
-KEYS = ("pretrain", "finetune", "pretrain_of", "total_time_of", "kind")
+KEYS = ("pretrain", "finetune", "pretrain_of", "total_time_of", "against", "budget", "kind")
 """What an arm may say."""
+Budget = Literal["flop", "steps", "seconds"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*(-[A-Za-z0-9_.]+)*")
 """Names become those of folders."""
 MASKED = frozenset({"mae", "simmim", "smit"})
 CONTRASTIVE = frozenset({"simclr", "mocov3", "byol", "vicreg", "dino", "voco"})
 """Pretext tasks that compare views of a crop."""
+BENCHMARKS_OWN: Mapping[str, Mapping[str, str]] = {
+    "pretrain": {
+        "data.labels": "labels", "data.fold": "folds", "data.inner_fold": "rates",
+        "training.seed": "pretraining_seeds",
+    },
+    "finetune": {
+        "data.labels": "labels", "data.fold": "folds", "data.inner_fold": "rates",
+        "training.seed": "replicates", "training.validate_every": "points",
+        "training.validate_at": "points",
+    },
+}  # fmt: skip
+"""What runs get from the benchmark, and the setting of `convergence` that decides it."""
 
 Base = TypeVar("Base", PretrainConfig, FinetuneConfig)
 
@@ -37,7 +52,10 @@ class Arm:
         pretrain: config of its own pre-trainings, or None.
         before: the arm whose pre-trainings it starts from: its own name, another arm's, or None.
         keeps_steps: whether it says the length of its pre-training itself.
-        total_time_of: its fine-tuning costs what pre-training and fine-tuning of this arm cost.
+        total_time_of: its fine-tuning takes the time of pre-training and fine-tuning of this arm.
+        against: the arm whose best Dice sets its targets; None is the benchmark's reference.
+        budget: what its pre-training spends as much of as that of `budget_arm`; None is the
+            section's.
     """
 
     name: str
@@ -47,6 +65,25 @@ class Arm:
     before: str | None = None
     keeps_steps: bool = False
     total_time_of: str | None = None
+    against: str | None = None
+    budget: Budget | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it starts from scratch and is as long as the recipe: a reference."""
+        untrained = self.before is None and self.finetune.init in (None, SCRATCH)
+        return self.kind == "scratch" and untrained and self.total_time_of is None
+
+    def is_matched(self, settings: ConvergenceConfig) -> bool:
+        """Whether the budget decides how long its own pre-training is."""
+        return (
+            self.pretrain is not None and not self.keeps_steps and self.name != settings.budget_arm
+        )
+
+
+def reference_of(arms: Iterable[Arm]) -> str:
+    """The arm that the others are measured against: the first plain one."""
+    return next(arm.name for arm in arms if arm.is_plain)
 
 
 def read_arms(path: Path, settings: ConvergenceConfig) -> tuple[Arm, ...]:
@@ -57,8 +94,9 @@ def read_arms(path: Path, settings: ConvergenceConfig) -> tuple[Arm, ...]:
         settings: its section `convergence`.
 
     Raises:
-        ConfigError: no arms, an unknown key or a wrong value (file, line, arm and key are named),
-            an arm that refers to none, or encoders of an arm's two configs that differ.
+        ConfigError: no arms, or none from scratch; an unknown key or a wrong value (file, line,
+            arm and key are named), or one that the benchmark sets by itself; an arm that refers to
+            none, or encoders of an arm's two configs that differ.
     """
     section = section_of(path, ARMS)
     parts = section.parts() if section is not None else {}
@@ -72,11 +110,18 @@ def read_arms(path: Path, settings: ConvergenceConfig) -> tuple[Arm, ...]:
     arms = {name: _arm(part, bases) for name, part in parts.items()}
     for arm in arms.values():
         _check_references(arm, arms, path)
+        _check_budget_of(arm, settings, path)
     settled = {name: _settled(arm, arms) for name, arm in arms.items()}
     for arm in settled.values():
         _check_encoders(arm, settled, path)
     if any(arm.before for arm in settled.values()):
         _check_budget(settings, settled, path)
+    if not any(arm.is_plain for arm in settled.values()):
+        raise ConfigError(
+            f"`{path}` lists no arm from scratch, which the others could be measured against",
+            remedy="add `scratch: {}` below `arms:`",
+            code="no-reference",
+        )
     return tuple(settled.values())
 
 
@@ -103,6 +148,10 @@ class _Bases:
             )
         beside = self.path.parent / said
         config: Base = read_config(beside if beside.is_file() else said, kind)
+        place = f" in `{beside if beside.is_file() else said}`"
+        _check_own(config, BENCHMARKS_OWN[key], place)
+        if isinstance(config, FinetuneConfig) and config.init not in (None, SCRATCH):
+            raise _benchmarks("init", place, "an arm's `pretrain`, or its `finetune: {init: RUN}`")
         data, training = config.data, config.training
         if self.settings.store is not None:
             data = replace(data, store=self.settings.store)
@@ -122,11 +171,14 @@ def _arm(part: Part, bases: _Bases) -> Arm:
     check_names(given.values(), KEYS)
     finetune = bases.finetune()
     if "finetune" in given:
+        _check_said(given, finetune, bases.settings)
         finetune = given["finetune"].over(finetune)
+        _check_own(finetune, BENCHMARKS_OWN["finetune"], given["finetune"].place)
     pretrain, keeps_steps = None, False
     if "pretrain" in given:
         base = bases.pretrain()
         pretrain = given["pretrain"].over(base)
+        _check_own(pretrain, BENCHMARKS_OWN["pretrain"], given["pretrain"].place)
         keeps_steps = "training.steps" in given["pretrain"].said(base)
     kind: Kind = "scratch" if finetune.init in (None, SCRATCH) else "other"
     if pretrain is not None:
@@ -141,6 +193,35 @@ def _arm(part: Part, bases: _Bases) -> Arm:
         before=part.name if pretrain is not None else _word(given, "pretrain_of"),
         keeps_steps=keeps_steps,
         total_time_of=_word(given, "total_time_of"),
+        against=_word(given, "against"),
+        budget=given["budget"].value(Budget) if "budget" in given else None,
+    )
+
+
+def _check_own(config: Base, own: Mapping[str, str], place: str) -> None:
+    """Refuses what the benchmark would replace without a word."""
+    for key, setting in own.items():
+        if value_of(config, key) != value_of(type(config)(), key):
+            raise _benchmarks(key, place, f"`convergence.{setting}`")
+
+
+def _check_said(
+    given: Mapping[str, Part], base: FinetuneConfig, settings: ConvergenceConfig
+) -> None:
+    """Refuses what another setting decides for this arm."""
+    part = given["finetune"]
+    said = part.said(base)
+    if "total_time_of" in given and "training.steps" in said:
+        raise _benchmarks("training.steps", part.place, "`total_time_of`")
+    if settings.rates and "optim.lr" in said:
+        raise _benchmarks("optim.lr", part.place, "`convergence.rates`")
+
+
+def _benchmarks(key: str, place: str, setting: str) -> ConfigError:
+    return ConfigError(
+        f"`{key}`{place} would be replaced: the benchmark sets it",
+        remedy=f"leave it out; {setting} decides it",
+        code="benchmarks-own",
     )
 
 
@@ -167,6 +248,20 @@ def _check_references(arm: Arm, arms: dict[str, Arm], path: Path) -> None:
             listed = ", ".join(f"`{name}`" for name in having) or "there is none"
             what = f"names `{other}` in `{key}`, which is no arm with a section `pretrain`"
             raise _wrong(arm, path, what, f"arms with one: {listed}")
+    others = [name for name in arms if name != arm.name]
+    if arm.against is not None and arm.against not in others:
+        listed = ", ".join(f"`{name}`" for name in others) or "there is none"
+        what = f"names `{arm.against}` in `against`, which is no other arm"
+        raise _wrong(arm, path, what, f"other arms: {listed}")
+
+
+def _check_budget_of(arm: Arm, settings: ConvergenceConfig, path: Path) -> None:
+    """An arm's own budget must mean something."""
+    if arm.budget is not None and not arm.is_matched(settings):
+        why = "has no section `pretrain`"
+        if arm.pretrain is not None:
+            why = "is the budget's own arm" if not arm.keeps_steps else "says its steps itself"
+        raise _wrong(arm, path, f"says `budget` and {why}", "leave `budget` out")
 
 
 def _settled(arm: Arm, arms: dict[str, Arm]) -> Arm:

@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mim3d.config.sections import TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, PretrainConfig
 from mim3d.evaluation.convergence import Pretraining, Record
 from mim3d.foundation.atomic import write_json
@@ -20,9 +23,11 @@ from mim3d.foundation.errors import (
     UserError,
 )
 from mim3d.foundation.reporting import Reporter
+from mim3d.training.fabric import choose_device, choose_precision
 from mim3d.workflows.convergence.arms import Arm
+from mim3d.workflows.convergence.begun import FINETUNE, PRETRAIN, PRETRAINED, RECORDS, TUNE
 from mim3d.workflows.convergence.health import embedding_health, why_collapsed, why_hopeless
-from mim3d.workflows.convergence.plan import Plan, Rate, naming, settle_rate
+from mim3d.workflows.convergence.plan import Plan, Rate, naming, rate_key, settle_rate
 from mim3d.workflows.convergence.trials import (
     Before,
     Trial,
@@ -31,13 +36,13 @@ from mim3d.workflows.convergence.trials import (
     pretrain_config,
     subjects_drawn,
     tuning_config,
+    tuning_trial,
 )
 from mim3d.workflows.finetune import finetune, read_curve
 from mim3d.workflows.pretrain import pretrain
 from mim3d.workflows.result import Result
+from mim3d.workflows.throughput.machine import processor_name
 
-PRETRAIN, FINETUNE, TUNE = "pretrain", "finetune", "tune"
-RECORDS, PRETRAINED = "records", "pretrained"
 IN_USE = "run-in-use"
 FAILED = "failed: "
 """A run that ended so is tried again by the next command: what was wrong may have been mended. One
@@ -118,7 +123,7 @@ class Bench:
         paid = None if before is None else self.pretraining(before)
         if paid is not None and paid.dead is not None:
             return self._record(trial, arm, paid, dead=f"pre-training `{paid.run}`: {paid.dead}")
-        rate = self.rate(arm)
+        rate = self.rate(arm, trial.fold)
         config = finetune_config(arm, plan, trial, init=self._init(before), lr=rate)
         folder = self.out / FINETUNE / trial.name
         ended, dead = self._attempt(
@@ -144,8 +149,8 @@ class Bench:
         steps, cases = tuple(sorted(looks)), tuple(sorted(subjects))
         dice = tuple(tuple(looks[step][case] for case in cases) for step in steps)
         if dead is None:
-            best = max(sum(row) / max(len(row), 1) for row in dice)
-            dead = why_hopeless(best)
+            dead = why_hopeless(sum(dice[-1]) / max(len(cases), 1))
+        zeroed: dict[str, float] = curve.get("zeroed", {})
         data = replace(arm.finetune.data, labels=trial.labels, fold=trial.fold)
         numbers = (ended or {}).get("validation", {}).get("validation", {})
         cost = self.plan.arms[arm.name].finetune
@@ -167,6 +172,9 @@ class Bench:
             kind=arm.kind,
             pretraining=paid,
             dead=dead,
+            against=arm.against,
+            zeroed_cases=tuple(zeroed[case] for case in cases) if zeroed else None,
+            machine=machine_name(arm.finetune.training) if steps else None,
         )
 
     # What a fine-tuning needs
@@ -186,7 +194,7 @@ class Bench:
         if before.name in self._failed:
             return self._failed[before.name]
         arm = self.arms[before.arm]
-        config = pretrain_config(arm, self.plan.arms[arm.name], before)
+        config = pretrain_config(arm, self.plan.arms[arm.name], before, self.settings)
         with naming(arm):
             made = self._pretrained(config, before)
         if made.dead is not None and made.dead.startswith(FAILED):
@@ -217,36 +225,39 @@ class Bench:
             seconds=training_seconds(folder),
             dead=dead,
             facts=facts,
+            machine=machine_name(config.training),
         )
 
-    def rate(self, arm: Arm) -> float | None:
-        """The learning rate of an arm's fine-tunings; None takes the config's.
+    def rate(self, arm: Arm, fold: int | None) -> float | None:
+        """The learning rate of an arm's fine-tunings that a fold judges; None takes the config's.
 
-        Chosen among `rates` by the last checkpoint's Dice on a fifth of the training list, with
-        the first label fraction and replicate 0; of equal ones the first.
+        Chosen among `rates` by the last checkpoint's Dice on a fifth of the training list, which
+        is that of the fold: nobody who judges has part in the choice. It is made with the first
+        label fraction and the fold's first replicate; of equal rates the first is taken.
 
         Raises:
             Busy: another process is at one of the runs that decide.
         """
         if not self.settings.rates:
             return None
-        if arm.name not in self._rates:
-            dice = {str(lr): self._tuned(arm, lr) for lr in self.settings.rates}
+        key = rate_key(arm.name, fold)
+        if key not in self._rates:
+            dice = {str(lr): self._tuned(arm, fold, lr) for lr in self.settings.rates}
             best = max(self.settings.rates, key=lambda lr: dice[str(lr)])
-            self._rates[arm.name] = settle_rate(self.out, arm.name, Rate(best, dice))
-            self.reporter.say(f"{arm.name}: learning rate {best:g}")
-        return self._rates[arm.name].lr
+            rate = Rate(best, dice)
+            self._rates[key] = settle_rate(self.out, arm.name, fold, rate, self.reporter)
+            self.reporter.say(f"{key}: learning rate {self._rates[key].lr:g}")
+        return self._rates[key].lr
 
-    def _tuned(self, arm: Arm, lr: float) -> float:
+    def _tuned(self, arm: Arm, fold: int | None, lr: float) -> float:
         """Dice of a rate on the inner fold; -1 where the run was given up or never begun."""
-        folds = self.settings.folds
-        trial = Trial(arm.name, self.settings.labels[0], 0, folds[0] if folds else None)
+        trial = tuning_trial(arm, fold, self.settings)
         before = before_of(trial, arm, self.settings)
         if before is not None and self.pretraining(before).dead is not None:
             return -1.0
         init = self._init(before)
         config = tuning_config(arm, self.plan.arms[arm.name], trial, init=init, lr=lr)
-        name = f"{arm.name}-lr{lr:g}"
+        name = f"{arm.name}-lr{lr:g}" + ("" if fold is None else f"-fold{fold}")
         folder = self.out / TUNE / name
         ended, dead = self._attempt(
             lambda reporter: finetune(config, out=str(folder), reporter=reporter), name
@@ -254,7 +265,8 @@ class Bench:
         if dead is not None and dead.startswith(FAILED):
             raise ConfigError(
                 f"learning rate {lr:g} could not be tried: {dead.removeprefix(FAILED)}",
-                remedy="mend it, or leave `convergence.rates` out",
+                remedy="mend that and type the same command again; a benchmark without "
+                "`convergence.rates` needs another --out",
                 code="tuning",
             )
         if ended is None:
@@ -297,6 +309,16 @@ class _Inner:
     def progress(self, done: int, total: int, text: str) -> None:
         """With the run's name."""
         self._reporter.progress(done, total, f"{self._name}  {text}")
+
+
+def machine_name(training: TrainingConfig) -> str:
+    """What a run of this process runs on, in one line: `AMD EPYC 9B14, 1 thread, bf16`."""
+    device = choose_device(training.device)
+    precision = choose_precision(training.precision, device)
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {precision}"
+    count = training.threads or torch.get_num_threads()
+    return f"{processor_name()}, {count} thread{'' if count == 1 else 's'}, {precision}"
 
 
 def training_seconds(folder: Path) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mim3d.config.verbs import ConvergenceConfig
@@ -13,19 +14,22 @@ from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Reporter, duration
 from mim3d.training.fabric import processes
-from mim3d.workflows.convergence.arms import Arm, read_arms
+from mim3d.workflows.convergence.arms import Arm, read_arms, reference_of
 from mim3d.workflows.convergence.bench import Bench, Busy
-from mim3d.workflows.convergence.plan import Plan, make_plan, read_plan, settle_plan
+from mim3d.workflows.convergence.plan import Plan, rate_key, read_plan
+from mim3d.workflows.convergence.planning import make_plan, names_of_runs, settle_plan
 from mim3d.workflows.convergence.trials import (
     Trial,
     all_trials,
     before_of,
     check_draws,
+    check_starts,
+    leaves_probes_out,
     shard_of,
 )
 from mim3d.workflows.result import Result
 
-BUSY_WAIT_SECONDS = 5.0
+BUSY_WAIT_SECONDS = 2.0
 """Between two looks at runs that other processes hold."""
 
 
@@ -64,8 +68,9 @@ def convergence(
     trials = all_trials(arms, settings)
     mine = shard_of(trials, settings.shard)
     check_draws(trials, {arm.name: arm for arm in arms}, settings)
+    check_starts(out, arms, settings, read_plan(out).rates)
     if dry_run:
-        plan = make_plan(arms, settings, read_plan(out))
+        plan = make_plan(arms, settings, read_plan(out), partial(names_of_runs, out))
         bench = Bench({arm.name: arm for arm in arms}, settings, plan, out, reporter)
         return _planned(bench, arms, trials, mine)
     plan = settle_plan(out, arms, settings, reporter)
@@ -86,6 +91,7 @@ def run_all(bench: Bench, trials: Sequence[Trial]) -> None:
     done, total = len(trials) - len(waiting), len(trials)
     if waiting:
         bench.reporter.say(f"{len(waiting)} of {total} fine-tunings are to be done")
+    said: set[str] = set()
     while waiting:
         held: list[Trial] = []
         for trial in waiting:
@@ -95,7 +101,9 @@ def run_all(bench: Bench, trials: Sequence[Trial]) -> None:
             try:
                 record = bench.make(trial)
             except Busy as busy:
-                bench.reporter.say(f"{trial.name} waits: another process is at {busy}")
+                if trial.name not in said:
+                    bench.reporter.say(f"{trial.name} waits: another process is at {busy}")
+                    said.add(trial.name)
                 held.append(trial)
                 continue
             done += 1
@@ -123,12 +131,23 @@ def report(bench: Bench, trials: Sequence[Trial]) -> Result:
     """
     from mim3d.workflows.convergence.report import write_report
 
-    records = [record for trial in trials if (record := bench.record_of(trial)) is not None]
+    # Whom an arm is compared with is the report's business, which may be changed afterwards.
+    records = [
+        replace(record, against=bench.arms[trial.arm].against)
+        for trial in trials
+        if (record := bench.record_of(trial)) is not None
+    ]
     missing = len(trials) - len(records)
     facts = {"done": len(records), "missing": missing, "out": str(bench.out)}
     if not records:
         return Result(text="no fine-tuning is done yet", facts=facts)
-    files = write_report(records, bench.out, about=about(bench), arms=tuple(bench.arms))
+    files = write_report(
+        records,
+        bench.out,
+        about=about(bench),
+        arms=tuple(bench.arms),
+        reference=reference_of(bench.arms.values()),
+    )
     table = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
     last = f"\n\n{missing} of {len(trials)} fine-tunings are missing" if missing else ""
     return Result(text=table.rstrip() + last, facts=facts, files=files)
@@ -136,31 +155,53 @@ def report(bench: Bench, trials: Sequence[Trial]) -> Result:
 
 def about(bench: Bench) -> dict[str, str | int | float | bool]:
     """What was equal for all arms, and what else a reader must know."""
-    settings = bench.settings
+    settings, arms = bench.settings, bench.arms.values()
     said: dict[str, str | int | float | bool] = {}
-    if any(arm.before for arm in bench.arms.values()):
-        own = [arm.name for arm in bench.arms.values()
-               if arm.keeps_steps and arm.name != settings.budget_arm]  # fmt: skip
-        said["budget"] = (
-            f"every pre-training costs as much as that of `{settings.budget_arm}`, in "
-            f"{settings.budget}" + (f"; of a length of their own: {', '.join(own)}" if own else "")
-        )
+    if any(arm.before for arm in arms):
+        said["budget"] = _budget(arms, settings)
         said["pre-training seeds"] = settings.pretraining_seeds
+    longer = [f"`{arm.name}` that of `{arm.total_time_of}`" for arm in arms if arm.total_time_of]
+    if longer:
+        said["equal time"] = (
+            "fine-tunings as long as pre-training and fine-tuning of another arm take together, in "
+            f"seconds: {', '.join(longer)}"
+        )
     said["judged on"] = "the validation list"
-    said["learning rate"] = "the recipe's"
     if settings.folds:
         folds = ", ".join(map(str, settings.folds))
         sees = "does not see" if settings.pretrain_per_fold else "may see, without labels,"
         said["judged on"] = (
             f"folds {folds} of 5 in turn; pre-training {sees} the volumes of the fold that judges"
         )
-    if settings.rates:
-        listed = ", ".join(f"{rate:g}" for rate in settings.rates)
-        said["learning rate"] = (
-            f"of {listed}, for each arm by itself by its last checkpoint's Dice on a fifth of the "
-            f"training list, with labels {settings.labels[0]} and replicate 0"
+    if leaves_probes_out(settings) and any(arm.pretrain for arm in arms):
+        said["probes"] = (
+            "none while pre-training: they would read labels of subjects that judge a fold"
         )
+    said["learning rate"] = _rates(settings) if settings.rates else "the recipe's"
     return said
+
+
+def _budget(arms: Iterable[Arm], settings: ConvergenceConfig) -> str:
+    text = (
+        f"every pre-training costs as much as that of `{settings.budget_arm}`, in {settings.budget}"
+    )
+    coins = [f"`{arm.name}` in {arm.budget}" for arm in arms if arm.budget]
+    own = [arm.name for arm in arms if arm.keeps_steps and arm.name != settings.budget_arm]
+    if coins:
+        text += f", but {', '.join(coins)}"
+    return text + (f"; of a length of their own: {', '.join(own)}" if own else "")
+
+
+def _rates(settings: ConvergenceConfig) -> str:
+    listed = ", ".join(f"{rate:g}" for rate in settings.rates)
+    each, whose, replicate = "each arm", "the training list", "replicate 0"
+    if settings.folds:
+        each, whose = "each arm and fold", "the fold's own training list"
+        replicate = "the fold's first replicate"
+    return (
+        f"of {listed}, for {each} by itself by its last checkpoint's Dice on a fifth of {whose}, "
+        f"with labels {settings.labels[0]} and {replicate}"
+    )
 
 
 # What would be done
@@ -213,7 +254,10 @@ def _todo(bench: Bench, arm: Arm, trials: Sequence[Trial]) -> _Todo:
     own = [t for t in trials if t.arm == arm.name and bench.finished(t) is None]
     needed = {before_of(trial, arm, bench.settings) for trial in own} if arm.pretrain else set()
     pretrainings = sum(b is not None and not bench.is_pretrained(b) for b in needed)
-    tunings = len(bench.settings.rates) if own and arm.name not in bench.plan.rates else 0
+    untuned = {
+        trial.fold for trial in own if rate_key(arm.name, trial.fold) not in bench.plan.rates
+    }
+    tunings = len(bench.settings.rates) * len(untuned)
     looks = len(plan.grid) + 1  # the audit looks once more
     seconds = len(own) * (plan.finetune.seconds + looks * plan.look_seconds)
     seconds += tunings * plan.finetune.seconds

@@ -50,7 +50,7 @@ def embedding_health(config: PretrainConfig, run: Path) -> dict[str, float]:
     encoder.to(device).eval()
     feed = make_feed(
         store,
-        pretraining_cases(store, config.data),
+        pretraining_cases(store, config.data, config.training.seed),
         data=data,
         augmentation=AugmentationConfig(),
         needs=BatchNeeds(),
@@ -76,6 +76,10 @@ def why_collapsed(health: Mapping[str, float]) -> str | None:
     return None
 
 
-def why_hopeless(best_dice: float) -> str | None:
-    """Why a fine-tuning has learned nothing; None where it has."""
-    return None if best_dice >= LEAST_DICE else f"best Dice {best_dice:.4f}"
+def why_hopeless(last_dice: float) -> str | None:
+    """Why a fine-tuning has learned nothing, or unlearned what it began with; None for a sound one.
+
+    Args:
+        last_dice: at its end; a linear start may be far above it before the first step.
+    """
+    return None if last_dice >= LEAST_DICE else f"Dice {last_dice:.4f} after the last step"

@@ -1,7 +1,7 @@
 """What is decided before anything runs: steps, FLOP and step grids; later each arm's rate.
 
 `plan.json` is written once and read by every process of the benchmark. Arms may be added to it;
-what stands there never changes, for finished runs were made by it.
+what runs were made by never changes. An arm of which nothing was begun may be planned anew.
 """
 
 from __future__ import annotations
@@ -9,26 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mim3d.config.reading import dump, from_mapping, load, to_mapping
-from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.foundation.atomic import write_json
-from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.training.lock import FolderLock
-from mim3d.training.run import differing_keys
 from mim3d.workflows.convergence.arms import Arm
-from mim3d.workflows.convergence.cost import Costs, StepCost, look_seconds
-from mim3d.workflows.finetune import LEARNING_FIELDS
 
 PLAN = "plan.json"
 FORMAT = 1
-FIRST_STEP = 10
-"""Of the grid, behind step 0."""
 LOCK_WAIT_SECONDS = 0.5
 
 
@@ -95,7 +88,7 @@ class ArmPlan:
 
 @dataclass(frozen=True)
 class Rate:
-    """The learning rate of an arm's fine-tunings.
+    """The learning rate of an arm's fine-tunings, or of those that one fold judges.
 
     Args:
         lr: chosen.
@@ -112,7 +105,7 @@ class Plan:
 
     Args:
         arms: by name.
-        rates: of the arms that were tuned so far, by name.
+        rates: that were chosen so far, by `rate_key`.
     """
 
     arms: dict[str, ArmPlan] = field(default_factory=dict)
@@ -125,6 +118,11 @@ class Plan:
             "arms": {name: arm.as_json() for name, arm in self.arms.items()},
             "rates": {name: vars(rate) for name, rate in self.rates.items()},
         }
+
+
+def rate_key(arm: str, fold: int | None) -> str:
+    """Names what a rate is chosen for: no fold may take one that its own subjects chose."""
+    return arm if fold is None else f"{arm} fold {fold}"  # a space is in no arm's name
 
 
 def read_plan(out: Path) -> Plan:
@@ -147,55 +145,6 @@ def read_plan(out: Path) -> Plan:
     return Plan(arms, {name: Rate(**rate) for name, rate in content["rates"].items()})
 
 
-def make_plan(arms: Sequence[Arm], settings: ConvergenceConfig, there: Plan) -> Plan:
-    """The plan for some arms: what stands there, and the rest anew.
-
-    Raises:
-        ConfigError: an arm was planned with other settings.
-        UserError: an arm with which nothing can be trained; the arm is named.
-    """
-    by_name = {arm.name: arm for arm in arms}
-    planned = dict(there.arms)
-    costs = Costs()
-
-    def pretraining(arm: Arm) -> Cost:
-        if arm.name in planned:
-            cost = planned[arm.name].pretrain
-            assert cost is not None
-            return cost
-        assert arm.pretrain is not None
-        a_step = costs.of(arm.pretrain)
-        steps = arm.pretrain.training.steps
-        if not arm.keeps_steps and arm.name != settings.budget_arm:
-            steps = matched_steps(
-                settings.budget, a_step, pretraining(by_name[settings.budget_arm])
-            )
-        return Cost(steps, a_step.flop, a_step.seconds)
-
-    for arm in arms:
-        said = _settings(arm, settings, by_name)
-        if arm.name in planned:
-            _check_same(arm.name, planned[arm.name].settings, said)
-            continue
-        with naming(arm):
-            own = None if arm.pretrain is None else pretraining(arm)
-            config = _as_traced(arm, by_name)
-            a_step = costs.of(config)
-            steps = config.training.steps
-            if arm.total_time_of is not None:
-                other = pretraining(by_name[arm.total_time_of])
-                steps += matched_steps(settings.budget, a_step, other)
-            data = replace(config.data, fold=settings.folds[0] if settings.folds else None)
-            planned[arm.name] = ArmPlan(
-                own,
-                Cost(steps, a_step.flop, a_step.seconds),
-                step_grid(steps, settings.points),
-                look_seconds(replace(config, data=data), a_step),
-                said,
-            )
-    return Plan(planned, there.rates)
-
-
 @contextlib.contextmanager
 def naming(arm: Arm) -> Iterator[None]:
     """A user's error in this block says which arm it came from."""
@@ -207,137 +156,30 @@ def naming(arm: Arm) -> Iterator[None]:
         raise
 
 
-def matched_steps(budget: str, a_step: StepCost, whole: Cost) -> int:
-    """As many steps as cost what another training costs.
-
-    Args:
-        budget: in which coin: `flop`, `steps` or `seconds`.
-        a_step: of the steps that are asked for.
-        whole: the other training.
-    """
-    if budget == "steps":
-        return whole.steps
-    asked, one = (whole.flop, a_step.flop) if budget == "flop" else (whole.seconds, a_step.seconds)
-    return max(1, round(asked / one))
-
-
-def step_grid(steps: int, points: int) -> tuple[int, ...]:
-    """Step 0 and `points` steps evenly spaced in their logarithm, from 10 to the last.
-
-    Raises:
-        ConfigError: fewer than two points.
-    """
-    if points < 2:
-        raise ConfigError(f"`convergence.points` is {points}, expected 2 or more", code="range")
-    first = min(FIRST_STEP, steps)
-    spaced = (first * (steps / first) ** (place / (points - 1)) for place in range(points))
-    return (0, *sorted({round(step) for step in spaced}))
-
-
-def _as_traced(arm: Arm, arms: Mapping[str, Arm]) -> FinetuneConfig:
-    """The fine-tuning with the encoder that it will have, before there is a run to take it from."""
-    if arm.before is None:
-        return arm.finetune
-    before = arms[arm.before].pretrain
-    assert before is not None
-    own = {name: getattr(arm.finetune.encoder, name) for name in LEARNING_FIELDS}
-    return replace(arm.finetune, encoder=replace(before.encoder, **own))
-
-
-def _settings(arm: Arm, settings: ConvergenceConfig, arms: Mapping[str, Arm]) -> dict[str, Any]:
-    """All that an arm's runs follow from, beside label fractions, replicates and folds."""
-    said: dict[str, Any] = {
-        "finetune": to_mapping(arm.finetune),
-        "pretrain": None if arm.pretrain is None else to_mapping(arm.pretrain),
-        "before": arm.before,
-        "total_time_of": arm.total_time_of,
-        "points": settings.points,
-    }
-    if arm.before is not None:
-        said |= {
-            "pretraining_seeds": settings.pretraining_seeds,
-            "pretrain_per_fold": settings.pretrain_per_fold,
-        }
-    if settings.folds:
-        said["folds"] = list(settings.folds)
-    if arm.pretrain is not None or arm.total_time_of is not None:
-        said |= {"budget": settings.budget, "budget_arm": settings.budget_arm}
-    if settings.rates:
-        said["rates"] = list(settings.rates)
-        said["tuned_with_labels"] = settings.labels[0]
-    # As it will be read back: tuples are lists there.
-    plain: dict[str, Any] = load(dump(said))
-    return plain
-
-
-def _check_same(name: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = differing_keys(_completed(there), now)
-    if differing:
-        listed = ", ".join(f"`{key}` ({was} there, {is_} now)"
-                           for key, (was, is_) in list(differing.items())[:5])  # fmt: skip
-        raise ConfigError(
-            f"arm `{name}` was planned with other settings: {listed}",
-            remedy="choose another --out, or give the changed arm a name of its own",
-            code="config-differs",
-        )
-
-
-def _completed(there: Mapping[str, Any]) -> dict[str, Any]:
-    """With the defaults of settings that an older version did not know."""
-    whole = dict(there)
-    kinds: dict[str, type[PretrainConfig | FinetuneConfig]] = {
-        "pretrain": PretrainConfig,
-        "finetune": FinetuneConfig,
-    }
-    for part, kind in kinds.items():
-        if whole[part] is not None:
-            config = from_mapping(whole[part], kind, where=f"`{PLAN}`")
-            whole[part] = load(dump(to_mapping(config)))
-    return whole
-
-
-def settle_plan(
-    out: Path, arms: Sequence[Arm], settings: ConvergenceConfig, reporter: Reporter
-) -> Plan:
-    """The plan of a folder, made or extended by whoever comes first.
-
-    Args:
-        out: the benchmark's folder, made if absent.
-        arms: of the benchmark.
-        settings: its section `convergence`.
-        reporter: where progress goes.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with held(out):
-        there = read_plan(out)
-        missing = [arm.name for arm in arms if arm.name not in there.arms]
-        if missing:
-            reporter.say(f"counting and timing a step of {', '.join(missing)}")
-        plan = make_plan(arms, settings, there)
-        if plan != there:
-            write_json(out / PLAN, plan.as_json())
-    return plan
-
-
-def settle_rate(out: Path, arm: str, rate: Rate) -> Rate:
-    """Writes an arm's rate into the plan; what another process wrote before stands."""
-    with held(out):
+def settle_rate(out: Path, arm: str, fold: int | None, rate: Rate, reporter: Reporter) -> Rate:
+    """Writes a rate into the plan; what another process wrote before stands."""
+    key = rate_key(arm, fold)
+    with held(out, reporter):
         plan = read_plan(out)
-        if arm not in plan.rates:
-            plan = Plan(plan.arms, {**plan.rates, arm: rate})
+        if key not in plan.rates:
+            plan = Plan(plan.arms, {**plan.rates, key: rate})
             write_json(out / PLAN, plan.as_json())
-    return plan.rates[arm]
+    return plan.rates[key]
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The folder's lock, waited for."""
+def held(folder: Path, reporter: Reporter) -> Iterator[None]:
+    """The folder's lock, waited for; what is waited for is said once."""
     lock = FolderLock(folder)
+    is_said = False
     while True:
         try:
             lock.take()
             break
-        except UserError:
+        except UserError as error:
+            if not is_said:
+                reporter.say(f"waiting: {error.what}")
+                is_said = True
             time.sleep(LOCK_WAIT_SECONDS)
     try:
         yield

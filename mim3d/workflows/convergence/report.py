@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mim3d.evaluation.convergence import Record
+from mim3d.evaluation.convergence import Pretraining, Record
 from mim3d.evaluation.costs import cost, encoder_use, replaced_labels, subjects
 from mim3d.evaluation.ranking import comparisons
 from mim3d.evaluation.study import HEADLINE, TARGETS, Study
@@ -28,7 +29,9 @@ FIELDS = (
     "dead",
 )  # fmt: skip
 
-About = Mapping[str, str | int | float | bool]
+About = Mapping[str, Any]
+UNKNOWN = "not recorded"
+"""The machine in records of older versions."""
 
 
 def write_report(
@@ -47,9 +50,9 @@ def write_report(
         folder: for `convergence.json`, `.csv`, `.md`, `curves.png` and `labels.png`; pictures
             only where a sound run is there.
         about: what was equal for all arms and what else a reader must know, line by line:
-            budget, folds, recipe, data set.
+            budget, folds, data set. A mapping, such as `recipe`, is in the JSON file alone.
         arms: order of the tables; arms that are left out follow. Without: the reference first.
-        reference: arm whose best Dice sets the targets.
+        reference: arm whose best Dice sets the targets of all that name no other.
         resamples: of the bootstrap.
 
     Raises:
@@ -64,7 +67,8 @@ def write_report(
     write_text(files[2], markdown(study, summary))
     if any(study.present(labels) for labels in study.labels):
         title = "Dice of whole volumes while fine-tuning; band: lowest to highest replicate"
-        files.append(draw_convergence(folder / "curves.png", *_panels(study), title=title))
+        panels, kinds = _panels(study), {arm: study.kind(arm) for arm in study.arms}
+        files.append(draw_convergence(folder / "curves.png", panels, kinds, title=title))
         files.append(_draw_labels(study, folder / "labels.png"))
     return tuple(files)
 
@@ -87,7 +91,7 @@ def summarised(study: Study, about: About) -> dict[str, Any]:
         "targets": list(TARGETS),
         "headline_target": HEADLINE,
         "bootstrap": {
-            "over": "replicates and subjects, paired across arms",
+            "over": "pre-trainings, the replicates from each, and subjects, paired across arms",
             "resamples": study.resamples,
             "confidence": study.confidence,
             "seed": study.seed,
@@ -95,10 +99,52 @@ def summarised(study: Study, about: About) -> dict[str, Any]:
         "arms": {arm: study.kind(arm) for arm in study.arms},
         "labels": {labels: _fraction(study, labels) for labels in study.labels},
         "dead": [{"run": record.name, "why": record.why_dead} for record in study.dead],
+        "warnings": list(warnings(study)),
         "notes": list(notes(study)),
         "records": [_compact(record) for record in study.records],
-        "machine": {"processor": processor(), "system": platform.platform()},
+        "machines": machines(study),
+        "written_on": {"processor": processor(), "system": platform.platform()},
         "versions": versions(),
+    }
+
+
+def warnings(study: Study) -> tuple[str, ...]:
+    """What leaves a report without its headline, one sentence each."""
+    sound = [labels for labels in study.labels if study.runs(study.reference, labels)]
+    none = [labels for labels in study.labels if labels not in sound]
+    lines = []
+    if not sound:
+        lines.append(
+            f"no sound run of the reference `{study.reference}`: no target, hence no speed-up"
+        )
+    elif none:
+        lines.append(
+            f"no sound run of the reference `{study.reference}` with labels {', '.join(none)}: "
+            "no target there, hence no speed-up"
+        )
+    for arm in study.arms:
+        partner = study.partner(arm)
+        if partner != study.reference and not any(
+            study.runs(partner, labels) for labels in study.labels
+        ):
+            lines.append(f"no sound run of `{partner}`, with which `{arm}` is compared")
+    return tuple(lines)
+
+
+def machines(study: Study) -> dict[str, dict[str, int]]:
+    """What sound runs were made on, and how many of them."""
+    sound = [record for record in study.records if record.why_dead is None]
+    before = {
+        record.pretraining.run: record.pretraining
+        for record in sound
+        if record.pretraining is not None
+    }
+    made: dict[str, Sequence[Pretraining | Record]] = {
+        "pre-trained": list(before.values()),
+        "fine-tuned": sound,
+    }
+    return {
+        what: dict(Counter(run.machine or UNKNOWN for run in runs)) for what, runs in made.items()
     }
 
 
@@ -115,16 +161,22 @@ def notes(study: Study) -> tuple[str, ...]:
             lines.append(
                 f"labels {labels}: not every arm has the same replicates"
                 + (f" ({listed} of {most})" if listed else "")
-                + "; arms are compared on those that both of them and the reference have"
+                + "; arms are compared on those that both of them and their reference have"
             )
-        if counts and study.reference not in counts:
-            lines.append(f"labels {labels}: no sound run of `{study.reference}`, hence no target")
         few = [arm for arm, runs in counts.items() if runs < 3]
         if few:
             lines.append(
                 f"labels {labels}: fewer than three replicates of "
                 f"{', '.join(f'`{arm}`' for arm in few)}: with two an interval is a guess, with "
                 "one it holds for that run alone"
+            )
+        shared = [arm for arm in counts if 0 < study.pretrainings(arm, labels) < counts[arm]]
+        few = [arm for arm in shared if study.pretrainings(arm, labels) < 3]
+        if few:
+            lines.append(
+                f"labels {labels}: fewer than three pre-trainings behind the replicates of "
+                f"{', '.join(f'`{arm}`' for arm in few)}: from two an interval of 95 % holds some "
+                "90 %, from one it holds for that one alone"
             )
     return tuple(lines)
 
@@ -139,16 +191,16 @@ def _fraction(study: Study, labels: str) -> dict[str, Any]:
 
 
 def _arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
-    others = [
-        other
-        for other in study.present(labels)
-        if other != arm and (other == study.reference or study.kind(other) == "contrastive")
-    ]
+    partner = study.partner(arm)
+    others = [one for one in (partner, *study.contrastive(labels, partner)) if one != arm]
     used, replaced = encoder_use(study, arm, labels), replaced_labels(study, arm, labels)
     curve = study.curve(arm, labels)
     return {
         "subjects": subjects(study, arm, labels),
         "replicates": list(study.runs(arm, labels)),
+        "pretrainings": study.pretrainings(arm, labels),
+        "judged_subjects": study.judged_subjects(arm, labels),
+        "partner": partner,
         "lr": sorted({record.lr for record in study.runs(arm, labels).values()}),
         "curve": None if curve is None else vars(curve),
         "final": _json(study.final(arm, labels)),
@@ -160,15 +212,19 @@ def _arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
             for other in others
         },
         "replaces_subjects": replaced and {"subjects": replaced[0], "bound": replaced[1]},
-        "encoder_use": used and {"dice": used[0], "zeroed": used[1]},
+        "encoder_use": used and vars(used),
         "cost": _json(cost(study, arm, labels)),
     }
 
 
 def _compact(record: Record) -> dict[str, Any]:
     """The record with Dice to five digits: as much as 10^5 voxels can tell, in half the bytes."""
-    dice = [[round(value, 5) for value in row] for row in record.dice]
-    return {**record.as_json(), "dice": dice}
+    zeroed = record.zeroed_cases
+    return {
+        **record.as_json(),
+        "dice": [[round(value, 5) for value in row] for row in record.dice],
+        "zeroed_cases": zeroed and [round(value, 5) for value in zeroed],
+    }
 
 
 def _json(value: Any) -> Any:
@@ -189,8 +245,8 @@ def _rows(study: Study) -> str:
     return text.getvalue()
 
 
-def _panels(study: Study) -> tuple[list[Panel], list[str]]:
-    """One panel a label fraction with sound runs, and the arms in their order."""
+def _panels(study: Study) -> list[Panel]:
+    """One panel a label fraction with sound runs."""
     panels = []
     for labels in study.labels:
         lines = {}
@@ -203,7 +259,7 @@ def _panels(study: Study) -> tuple[list[Panel], list[str]]:
         name = f"{100 * HEADLINE:g} % of the best `{study.reference}`".replace("`", "")
         if lines:
             panels.append(Panel(f"labels {_labels_name(study, labels)}", lines, goal, name))
-    return panels, list(study.arms)
+    return panels
 
 
 def _draw_labels(study: Study, path: Path) -> Path:
@@ -222,7 +278,8 @@ def _draw_labels(study: Study, path: Path) -> Path:
                 points.setdefault(arm, []).append(point)
     lines = {arm: Band(*zip(*sorted(rows), strict=True)) for arm, rows in points.items()}
     title = "Dice after the last step against labels; bars: lowest and highest replicate"
-    return draw_label_efficiency(path, lines, study.arms, names=names, title=title)
+    kinds = {arm: study.kind(arm) for arm in study.arms}
+    return draw_label_efficiency(path, lines, kinds, names=names, title=title)
 
 
 def _labels_name(study: Study, labels: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from mim3d.data.splits import training_cases, validation_cases
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.workflows.assembly import store_of
 from mim3d.workflows.convergence.arms import Arm
-from mim3d.workflows.convergence.plan import ArmPlan, naming
+from mim3d.workflows.convergence.begun import TUNE, Begun, begun
+from mim3d.workflows.convergence.plan import ArmPlan, naming, rate_key
 from mim3d.workflows.finetune import SCRATCH
 
 INNER_FOLD = 0
@@ -83,7 +84,7 @@ def all_trials(arms: Sequence[Arm], settings: ConvergenceConfig) -> tuple[Trial,
                 code="range",
             )  # fmt: skip
     return tuple(
-        Trial(arm.name, labels, replicate, _fold(settings, replicate))
+        Trial(arm.name, labels, replicate, fold_of_replicate(settings, replicate))
         for labels in settings.labels
         for replicate in range(settings.replicates)
         for arm in arms
@@ -108,7 +109,8 @@ def shard_of(trials: Sequence[Trial], shard: str | None) -> tuple[Trial, ...]:
     return tuple(trials[int(found[1]) :: int(found[2])])
 
 
-def _fold(settings: ConvergenceConfig, replicate: int) -> int | None:
+def fold_of_replicate(settings: ConvergenceConfig, replicate: int) -> int | None:
+    """Who judges a replicate; None is the validation list."""
     return settings.folds[replicate % len(settings.folds)] if settings.folds else None
 
 
@@ -120,12 +122,27 @@ def before_of(trial: Trial, arm: Arm, settings: ConvergenceConfig) -> Before | N
     return Before(arm.before, trial.replicate % settings.pretraining_seeds, fold)
 
 
-def pretrain_config(arm: Arm, plan: ArmPlan, before: Before) -> PretrainConfig:
-    """The config of a pre-training."""
+def tuning_trial(arm: Arm, fold: int | None, settings: ConvergenceConfig) -> Trial:
+    """Whose training list and pre-training a rate is chosen with: the fold's first replicate."""
+    replicate = 0 if fold is None else settings.folds.index(fold)
+    return Trial(arm.name, settings.labels[0], replicate, fold)
+
+
+def leaves_probes_out(settings: ConvergenceConfig) -> bool:
+    """Whether probes of a pre-training could read labels of subjects that judge a fold."""
+    return bool(settings.folds) and not settings.pretrain_per_fold
+
+
+def pretrain_config(
+    arm: Arm, plan: ArmPlan, before: Before, settings: ConvergenceConfig
+) -> PretrainConfig:
+    """The config of a pre-training; without probes where they would see who judges."""
     assert arm.pretrain is not None
     assert plan.pretrain is not None
+    probes = arm.pretrain.probes
     return replace(
         arm.pretrain,
+        probes=replace(probes, every=0) if leaves_probes_out(settings) else probes,
         data=replace(arm.pretrain.data, fold=before.fold),
         training=replace(arm.pretrain.training, steps=plan.pretrain.steps, seed=before.seed),
     )
@@ -170,7 +187,7 @@ def check_draws(
     for trial in trials:
         config = arms[trial.arm].finetune
         asked = [replace(config.data, labels=trial.labels, fold=trial.fold)]
-        if settings.rates and (trial.labels, trial.replicate) == (settings.labels[0], 0):
+        if settings.rates and trial == tuning_trial(arms[trial.arm], trial.fold, settings):
             asked.append(replace(asked[0], inner_fold=INNER_FOLD))
         with naming(arms[trial.arm]):
             for data in asked:
@@ -182,6 +199,51 @@ def check_draws(
                         remedy="set `convergence.folds`, for example `[0, 1, 2, 3, 4]`",
                         code="no-validation",
                     )
+
+
+def check_starts(
+    out: Path, arms: Sequence[Arm], settings: ConvergenceConfig, rates: Container[str]
+) -> None:
+    """Refuses a number of pre-trainings by which a run would have begun from another one.
+
+    Args:
+        out: the benchmark's folder.
+        arms: of the benchmark.
+        settings: its section `convergence`.
+        rates: keys of those that were chosen; the runs behind them are over.
+
+    Raises:
+        ConfigError: the runs are named.
+    """
+    differing = [
+        f"`{run.name}` (from `{run.before}`, now `{before.name}`)"
+        for arm in arms
+        for run in begun(out, arm.name)
+        if run.seed is not None
+        and (before := _start_now(run, arm, settings, rates)) is not None
+        and run.seed != before.seed
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ConfigError(
+            f"`convergence.pretraining_seeds` {settings.pretraining_seeds} gives runs that are "
+            f"there other pre-trainings: {', '.join(differing[:3])}{more}",
+            remedy="take the number they were made with, or choose another --out",
+            code="config-differs",
+        )
+
+
+def _start_now(
+    run: Begun, arm: Arm, settings: ConvergenceConfig, rates: Container[str]
+) -> Before | None:
+    """The pre-training that a run would begin from today; None where it does not matter."""
+    if run.replicate is not None:
+        fold = fold_of_replicate(settings, run.replicate)
+        return before_of(Trial(arm.name, 0, run.replicate, fold), arm, settings)
+    is_open = rate_key(arm.name, run.fold) not in rates
+    if run.sort == TUNE and is_open and run.fold in (settings.folds or (None,)):
+        return before_of(tuning_trial(arm, run.fold, settings), arm, settings)
+    return None
 
 
 def subjects_drawn(data: DataConfig, replicate: int) -> int:

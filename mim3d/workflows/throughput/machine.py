@@ -29,16 +29,28 @@ def machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def processor_name() -> str:
+    """The processor's name as its maker calls it."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
 def processor() -> str:
     """Name, family and model, and whether it multiplies bf16 in hardware."""
+    found = _cpuinfo()
+    if not found:
+        return processor_name()
+    family = f"family {found.get('cpu family')}, model {found.get('model')}"
+    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in found.get("flags", "").split()]
+    return ", ".join([processor_name(), family, *flags])
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the last core; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return platform.processor() or platform.machine()
-    found = dict(re.findall(r"^(.+?)\s*: (.*)$", text, re.MULTILINE))
-    family = f"family {found.get('cpu family')}, model {found.get('model')}"
-    flags = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in found.get("flags", "").split()]
-    return ", ".join([found.get("model name", platform.machine()), family, *flags])
+        return {}
+    return dict(re.findall(r"^(.+?)\s*: (.*)$", text, re.MULTILINE))
 
 
 def allocator() -> str:

@@ -8,7 +8,7 @@ from small_benchmark import write_benchmark
 from mim3d.config.reading import read_config
 from mim3d.config.verbs import BenchmarkConfig, PretrainConfig
 from mim3d.foundation.errors import ConfigError
-from mim3d.workflows.convergence.arms import kind_of, read_arms
+from mim3d.workflows.convergence.arms import kind_of, read_arms, reference_of
 
 
 def arms_of(folder, text, **settings):
@@ -44,15 +44,16 @@ def test_arms_keep_their_order_and_change_only_what_they_say(tmp_path):
 def test_an_arm_may_take_the_pre_trainings_of_another(tmp_path):
     arms = arms_of(
         tmp_path,
+        "  scratch: {}\n"
         "  mae: {pretrain: {}}\n"
         "  mae-unetr: {pretrain_of: mae, finetune: {decoder: {name: unetr}}}\n"
         "  long: {pretrain: {training: {steps: 50}}, kind: other}\n",
     )
 
-    assert [arm.before for arm in arms.values()] == ["mae", "mae", "long"]
+    assert [arm.before for arm in arms.values()] == [None, "mae", "mae", "long"]
     assert arms["mae-unetr"].kind == "masked"
     assert arms["mae-unetr"].pretrain is None
-    assert [arm.keeps_steps for arm in arms.values()] == [False, False, True]
+    assert [arm.keeps_steps for arm in arms.values()] == [False, False, False, True]
     assert arms["long"].kind == "other"
 
 
@@ -96,6 +97,30 @@ def test_an_arm_may_take_the_pre_trainings_of_another(tmp_path):
         ),
         ("  mae: {kind: mask, pretrain: {}}\n", "`kind` in .* is `mask`, expected one of", None),
         ("  {}\n", "lists no arms", None),
+        (
+            "  mae: {pretrain: {}}\n  long: {total_time_of: mae}\n"
+            "  own: {finetune: {init: runs/a}, kind: scratch}\n",
+            "lists no arm from scratch",
+            "add `scratch: {}` below `arms:`",
+        ),
+        (
+            "  scratch: {}\n  mae: {against: sratch, pretrain: {}}\n",
+            "arm `mae` names `sratch` in `against`, which is no other arm",
+            "other arms: `scratch`",
+        ),
+        ("  scratch: {against: scratch}\n", "names `scratch` in `against`", None),
+        ("  scratch: {budget: steps}\n", "says `budget` and has no section `pretrain`", None),
+        (
+            "  mae: {budget: steps, pretrain: {}}\n",
+            "says `budget` and is the budget's own arm",
+            "leave `budget` out",
+        ),
+        (
+            "  mae: {pretrain: {}}\n  a: {budget: flop, pretrain: {training: {steps: 3}}}\n",
+            "says `budget` and says its steps itself",
+            None,
+        ),
+        ("  mae: {budget: time, pretrain: {}}\n", "`budget` in .* is `time`, expected", None),
     ],
 )
 def test_a_wrong_arm_is_one_sentence(tmp_path, text, message, remedy):
@@ -104,6 +129,91 @@ def test_a_wrong_arm_is_one_sentence(tmp_path, text, message, remedy):
 
     if remedy:
         assert caught.value.remedy == remedy
+
+
+OWN = [
+    ("pretrain", "data", "labels: 5", "`convergence.labels`"),
+    ("pretrain", "data", "fold: 1", "`convergence.folds`"),
+    ("pretrain", "data", "inner_fold: 1", "`convergence.rates`"),
+    ("pretrain", "training", "seed: 7", "`convergence.pretraining_seeds`"),
+    ("finetune", "data", "labels: 0.5", "`convergence.labels`"),
+    ("finetune", "data", "fold: 1", "`convergence.folds`"),
+    ("finetune", "data", "inner_fold: 0", "`convergence.rates`"),
+    ("finetune", "training", "seed: 7", "`convergence.replicates`"),
+    ("finetune", "training", "validate_every: 5", "`convergence.points`"),
+    ("finetune", "training", "validate_at: [3, 5]", "`convergence.points`"),
+]
+
+
+@pytest.mark.parametrize(("verb", "section", "line", "setting"), OWN)
+def test_what_the_benchmark_sets_is_refused_in_an_arm(tmp_path, verb, section, line, setting):
+    key = f"{section}.{line.partition(':')[0]}"
+    other = f"  other: {{{verb}: {{{section}: {{{line}}}}}}}\n"
+    arms = "  scratch: {}\n  mae: {pretrain: {}}\n" + other
+
+    with pytest.raises(
+        ConfigError, match=rf"`{key}` in arm `other` of `.*convergence\.yaml` line 13"
+    ) as caught:
+        arms_of(tmp_path, arms)
+
+    assert setting in caught.value.remedy
+
+
+@pytest.mark.parametrize(("verb", "section", "line", "setting"), OWN)
+def test_what_the_benchmark_sets_is_refused_in_a_base_config(
+    tmp_path, verb, section, line, setting
+):
+    path = write_benchmark(tmp_path, "stores/any", "  scratch: {}\n  mae: {pretrain: {}}\n")
+    base = tmp_path / f"{verb}.yaml"
+    base.write_text(base.read_text().replace(f"{section}: {{", f"{section}: {{{line}, "))
+
+    key = f"{section}.{line.partition(':')[0]}"
+    with pytest.raises(ConfigError, match=rf"`{key}` in `.*{verb}\.yaml`") as caught:
+        read_arms(path, read_config(path, BenchmarkConfig).convergence)
+
+    assert setting in caught.value.remedy
+
+
+def test_a_base_config_may_not_say_where_encoders_come_from(tmp_path):
+    path = write_benchmark(tmp_path, "stores/any", "  scratch: {}\n")
+    settings = read_config(path, BenchmarkConfig).convergence
+    base = tmp_path / "finetune.yaml"
+    recipe = base.read_text()
+
+    base.write_text(recipe + "init: none\n")
+    assert read_arms(path, settings)[0].is_plain
+    base.write_text(recipe + "init: runs/elsewhere\n")
+    with pytest.raises(ConfigError, match=r"`init` in `.*finetune\.yaml` would be replaced"):
+        read_arms(path, settings)
+
+
+def test_what_another_setting_decides_is_refused(tmp_path):
+    rate = "  scratch: {finetune: {optim: {lr: 0.5}}}\n"
+    long = (
+        "  scratch: {}\n  mae: {pretrain: {}}\n"
+        "  long: {total_time_of: mae, finetune: {training: {steps: 90}}}\n"
+    )
+
+    assert arms_of(tmp_path, rate)["scratch"].finetune.optim.lr == 0.5
+    with pytest.raises(ConfigError, match=r"`optim\.lr` in arm `scratch`") as caught:
+        arms_of(tmp_path, rate, rates=[0.1, 0.2])
+    assert "`convergence.rates`" in caught.value.remedy
+    with pytest.raises(ConfigError, match=r"`training\.steps` in arm `long`"):
+        arms_of(tmp_path, long)
+
+
+def test_the_first_plain_arm_is_the_reference_and_an_arm_may_name_another(tmp_path):
+    arms = arms_of(
+        tmp_path,
+        "  long: {total_time_of: mae}\n"
+        "  mae: {pretrain: {}, against: small}\n"
+        "  loaded: {finetune: {init: runs/a}, kind: scratch}\n"
+        "  small: {}\n"
+        "  scratch: {}\n",
+    )
+
+    assert reference_of(arms.values()) == "small"
+    assert [arm.against for arm in arms.values()] == [None, "small", None, None, None]
 
 
 def test_a_base_config_that_is_not_named_is_asked_for(tmp_path):

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.sections import EncoderConfig, TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.workflows.convergence import bench as module
 from mim3d.workflows.convergence.arms import Arm
-from mim3d.workflows.convergence.bench import Bench, Busy, last_numbers, training_seconds
+from mim3d.workflows.convergence.begun import begun
+from mim3d.workflows.convergence.bench import (
+    Bench,
+    Busy,
+    last_numbers,
+    machine_name,
+    training_seconds,
+)
+from mim3d.workflows.convergence.harness import about
 from mim3d.workflows.convergence.health import why_collapsed, why_hopeless
 from mim3d.workflows.convergence.plan import ArmPlan, Cost, Plan, read_plan
-from mim3d.workflows.convergence.trials import Trial, all_trials, shard_of
+from mim3d.workflows.convergence.trials import Trial, all_trials, check_starts, shard_of
 from mim3d.workflows.result import Result
 
 ALIVE = {"crops_rank": 7.0, "crops_spread": 0.3, "crops_cosine": 0.9}
@@ -32,6 +42,7 @@ class Fakes:
         self.configs: dict = {}
         self.raises: dict[str, list[Exception]] = {}
         self.dice: dict[str, float] = {}
+        self.start = 0.0
         self.health: dict[str, dict] = {}
 
     def _begin(self, config, out):
@@ -54,7 +65,9 @@ class Fakes:
         (folder / "curve.json").write_text(json.dumps(curve))
         name = self._begin(config, out)
         end = self.dice.get(name, 0.75)
+        curve["dice"]["0"] = dict.fromkeys("ab", self.start)
         curve["dice"]["100"] = {"a": end, "b": end / 2}
+        curve["zeroed"] = {"b": 0.25, "a": 0.125}
         (folder / "curve.json").write_text(json.dumps(curve))
         numbers = {"dice": end, "dice_encoder_zeroed": 0.125}
         return Result("", {"validation": {"validation": numbers}, "training_subjects": 3})
@@ -82,6 +95,7 @@ def bench_in(out, **settings):
         Arm("other", "masked", tuned, None, "mae"),
     ]
     cost, before = Cost(100, 2e9, 0.5), Cost(40, 6e9, 0.7)
+    arms = [replace(arm, against="scratch") if arm.before else arm for arm in arms]
     plans = {arm.name: ArmPlan(before if arm.pretrain else None, cost, (0, 100), 1.0, {})
              for arm in arms}  # fmt: skip
     config = ConvergenceConfig(**{"labels": (0.1, 5), "replicates": 4, **settings})
@@ -101,7 +115,20 @@ def test_a_record_tells_what_was_run_and_what_was_paid(tmp_path, fakes):
     assert (paid.run, paid.method, paid.seed) == ("mae-seed0", "mae", 0)
     assert (paid.steps, paid.flop) == (40, 2.4e11)
     assert paid.facts == {"loss": 0.5, "probe_r2": 0.25, **ALIVE}
+    assert (record.against, record.zeroed_cases) == ("scratch", (0.125, 0.25))
+    assert record.machine == paid.machine == machine_name(TrainingConfig())
     assert Record.from_json(json.loads(bench.record_path(Trial("mae", 0.1, 3, None)).read_text()))
+
+
+def test_a_machine_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(module, "processor_name", lambda: "AMD EPYC")
+    on_cpu = TrainingConfig(device="cpu", precision="bf16", threads=1)
+
+    assert machine_name(on_cpu) == "AMD EPYC, 1 thread, bf16"
+    assert machine_name(replace(on_cpu, threads=3, precision="fp32")) == "AMD EPYC, 3 threads, fp32"
+    monkeypatch.setattr(module, "choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert machine_name(on_cpu) == "NVIDIA H200, bf16"
 
 
 def test_replicates_name_draws_and_share_pre_trainings(tmp_path, fakes):
@@ -131,7 +158,24 @@ def test_folds_go_round_and_pre_training_may_leave_them_out(tmp_path, fakes):
     assert fakes.configs["mae-seed0-fold4"].data.fold == 4
     assert fakes.configs["mae-labels5-1"].data.fold == 4
     assert fakes.configs["mae-labels5-1"].init.endswith("mae-seed0-fold4")
-    assert bench_in(tmp_path).settings.folds == ()
+    without = Trial("mae", 5, 1, None)
+    bench_in(tmp_path, pretrain_per_fold=True, pretraining_seeds=1).make(without)
+    assert fakes.configs["mae-labels5-1"].data.fold is None
+    assert fakes.configs["mae-labels5-1"].init.endswith("mae-seed0")
+    assert fakes.configs["mae-seed0"].data.fold is None
+
+
+@pytest.mark.parametrize(
+    ("folds", "per_fold", "every"), [((), False, None), ((0, 4), True, None), ((0, 4), False, 0)]
+)
+def test_probes_never_read_labels_of_who_judges_a_fold(tmp_path, fakes, folds, per_fold, every):
+    bench = bench_in(tmp_path, folds=folds, pretrain_per_fold=per_fold)
+
+    bench.make(Trial("mae", 5, 1, folds[1] if folds else None))
+
+    name = "mae-seed1-fold4" if per_fold else "mae-seed1"
+    assert fakes.configs[name].probes.every is every
+    assert ("probes" in about(bench)) == (every == 0)
 
 
 def test_a_collapsed_pre_training_marks_its_fine_tunings_and_none_is_run(tmp_path, fakes):
@@ -164,8 +208,17 @@ def test_a_fine_tuning_that_learned_nothing_is_dead_with_its_curve(tmp_path, fak
 
     record = bench_in(tmp_path).make(Trial("scratch", 5, 0, None))
 
-    assert record.dead == "best Dice 0.0037"  # (0.005 + 0.0025) / 2, to even
+    assert record.dead == "Dice 0.0037 after the last step"  # (0.005 + 0.0025) / 2, to even
     assert record.steps == (0, 100)
+
+
+def test_a_fine_tuning_that_unlearned_its_linear_start_is_dead(tmp_path, fakes):
+    fakes.start, fakes.dice["scratch-labels5-0"] = 0.4, 0.0
+
+    record = bench_in(tmp_path).make(Trial("scratch", 5, 0, None))
+
+    assert record.dice == ((0.4, 0.4), (0.0, 0.0))
+    assert record.dead == "Dice 0.0000 after the last step"
 
 
 @pytest.mark.parametrize("name", ["mae-seed0", "mae-labels5-0"])
@@ -219,15 +272,15 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, fakes):
 def test_each_arm_gets_the_rate_that_is_best_on_the_inner_fold(tmp_path, fakes):
     fakes.dice |= {"mae-lr0.001": 0.5, "mae-lr0.003": 0.7, "mae-lr0.01": 0.7}
     fakes.raises["scratch-lr0.003"] = [StoppedError("not finite")]
-    settings = {"rates": (0.001, 0.003, 0.01), "labels": (5, 0.5), "folds": (3, 1)}
+    settings = {"rates": (0.001, 0.003, 0.01), "labels": (5, 0.5)}
 
-    records = [bench_in(tmp_path, **settings).make(Trial(arm, 0.5, 2, 3))
+    records = [bench_in(tmp_path, **settings).make(Trial(arm, 0.5, 2, None))
                for arm in ("mae", "scratch")]  # fmt: skip
 
     assert [record.lr for record in records] == [0.003, 0.001]
     assert fakes.configs["mae-labels0.5-2"].optim.lr == 0.003
     tried = fakes.configs["mae-lr0.01"]
-    assert (tried.data.inner_fold, tried.data.labels, tried.data.fold) == (0, 5, 3)
+    assert (tried.data.inner_fold, tried.data.labels, tried.data.fold) == (0, 5, None)
     assert (tried.training.seed, tried.training.validate_at) == (0, ())
     assert tried.init.endswith("mae-seed0")
     assert fakes.begun[:3] == ["mae-seed2", "mae-seed0", "mae-lr0.001"]
@@ -235,8 +288,107 @@ def test_each_arm_gets_the_rate_that_is_best_on_the_inner_fold(tmp_path, fakes):
     fakes.begun.clear()
     bench = bench_in(tmp_path, **settings)
     bench.plan.rates.update(read_plan(tmp_path).rates)
-    Bench(bench.arms, bench.settings, bench.plan, tmp_path, Silent()).make(Trial("mae", 5, 0, 3))
+    again = Bench(bench.arms, bench.settings, bench.plan, tmp_path, Silent())
+    again.make(Trial("mae", 5, 0, None))
     assert fakes.begun == ["mae-labels5-0"]
+
+
+def test_each_fold_has_a_rate_of_its_own_that_nobody_who_judges_it_chose(tmp_path, fakes):
+    settings = {"rates": (0.001, 0.01), "labels": (5,), "folds": (3, 1), "replicates": 4}
+    fakes.dice |= {"mae-lr0.01-fold3": 0.9, "mae-lr0.001-fold1": 0.8}
+    bench = bench_in(tmp_path, **settings)
+
+    records = [bench.make(trial) for trial in all_trials(list(bench.arms.values()), bench.settings)
+               if trial.arm == "mae"]  # fmt: skip
+
+    assert [(record.fold, record.lr) for record in records] == [
+        (3, 0.01), (1, 0.001), (3, 0.01), (1, 0.001),
+    ]  # fmt: skip
+    for fold, replicate in ((3, 0), (1, 1)):
+        tried = fakes.configs[f"mae-lr0.01-fold{fold}"]
+        assert (tried.data.fold, tried.data.inner_fold) == (fold, 0)
+        assert (tried.training.seed, tried.init) == (
+            replicate, str(tmp_path / "pretrain" / f"mae-seed{replicate}"),
+        )  # fmt: skip
+    assert sum("-lr" in name for name in fakes.begun) == 4
+    assert set(read_plan(tmp_path).rates) == {"mae fold 3", "mae fold 1"}
+    assert "for each arm and fold by itself" in about(bench)["learning rate"]
+
+
+def test_a_rate_that_could_not_be_tried_says_what_helps(tmp_path, fakes):
+    fakes.raises["scratch-lr0.001"] = [UserError("the case is damaged")]
+
+    with pytest.raises(ConfigError, match="0.001 could not be tried: the case is dam") as caught:
+        bench_in(tmp_path, rates=(0.001, 0.01)).make(Trial("scratch", 5, 0, None))
+
+    assert "another --out" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("replicates", "seeds", "wrong"),
+    [
+        ((0, 1, 3), 2, None),
+        ((0, 1), 9, None),  # as with 2 they start from 0 and 1
+        ((0, 1, 3), 9, "`mae-labels5-3` (from `mae-seed1`, now `mae-seed3`)"),
+        ((0,), 1, "`mae-lr0.5-fold1` (from `mae-seed1`, now `mae-seed0`), `mae-labels0.5-1`"),
+    ],
+)
+def test_more_pre_trainings_are_welcome_where_no_run_would_begin_elsewhere(
+    tmp_path, fakes, replicates, seeds, wrong
+):
+    bench = bench_in(tmp_path, folds=(0, 1), pretraining_seeds=2)
+    for replicate in replicates:
+        bench.make(Trial("mae", 5, replicate, replicate % 2))
+    begin(tmp_path / "finetune" / "mae-labels0.5-1", "mae-seed1")  # no record yet
+    for rate in ("0.25-fold0", "0.5-fold1"):
+        begin(tmp_path / "tune" / f"mae-lr{rate}", f"mae-seed{rate[-1]}")
+    asked = replace(bench.settings, pretraining_seeds=seeds)
+
+    if wrong is None:
+        check_starts(tmp_path, list(bench.arms.values()), asked, ())
+        return
+    with pytest.raises(ConfigError, match=f"`convergence.pretraining_seeds` {seeds} ") as caught:
+        check_starts(tmp_path, list(bench.arms.values()), asked, ())
+    assert wrong in caught.value.what
+    check_starts(tmp_path, [bench.arms["scratch"]], asked, ())
+
+
+def test_a_rate_that_was_chosen_does_not_bind_the_number_of_pre_trainings(tmp_path):
+    bench = bench_in(tmp_path, folds=(0, 1), pretraining_seeds=1)
+    begin(tmp_path / "tune" / "mae-lr0.5-fold1", "mae-seed1")
+
+    check_starts(tmp_path, [bench.arms["mae"]], bench.settings, {"mae fold 1"})
+
+
+def begin(folder, init):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"init: runs/{init}\n")
+
+
+def test_runs_are_found_by_arm_whatever_is_left_of_them(tmp_path):
+    names = {
+        "finetune": ["mae-labels0.05-0", "mae-labels1e-05-11", "mae-x-labels5-0", "maelabels5-0"],
+        "records": ["mae-labels5-2.json", "mae-labels0.05-0.json", "wide-labels5-0.json"],
+        "pretrain": ["mae-seed0", "mae-seed3-fold4", "mae-x-seed0"],
+        "pretrained": ["mae-seed0.json", "mae-seed7.json"],
+        "tune": ["mae-lr0.001", "mae-lr3e-05-fold2", "mae-x-lr0.1"],
+    }
+    for folder, listed in names.items():
+        for name in listed:
+            path = tmp_path / folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("{}") if path.suffix == ".json" else path.mkdir()
+
+    found = {(run.sort, run.name): run for run in begun(tmp_path, "mae")}
+
+    assert set(found) == {
+        ("finetune", "mae-labels0.05-0"), ("finetune", "mae-labels1e-05-11"),
+        ("finetune", "mae-labels5-2"), ("pretrain", "mae-seed0"), ("pretrain", "mae-seed3-fold4"),
+        ("pretrain", "mae-seed7"), ("tune", "mae-lr0.001"), ("tune", "mae-lr3e-05-fold2"),
+    }  # fmt: skip
+    assert found["finetune", "mae-labels1e-05-11"].replicate == 11
+    assert found["tune", "mae-lr3e-05-fold2"].fold == 2
+    assert begun(tmp_path / "none", "mae") == ()
 
 
 def test_trials_go_by_labels_then_replicate_then_arm_and_shards_part_them():
@@ -282,7 +434,7 @@ def test_features_are_dead_by_rank_or_by_cosine_with_spread(rank, spread, cosine
 
 
 def test_a_dice_below_a_hundredth_is_hopeless():
-    assert why_hopeless(0.0099) == "best Dice 0.0099"
+    assert why_hopeless(0.0099) == "Dice 0.0099 after the last step"
     assert why_hopeless(0.01) is None
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from small_benchmark import make_store, write_benchmark
@@ -16,7 +19,7 @@ from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, ExitCode, Interrupted, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.workflows.benchmark import benchmark
-from mim3d.workflows.convergence import bench, harness
+from mim3d.workflows.convergence import bench, follows, harness
 
 ARMS = """\
   scratch: {}
@@ -160,6 +163,30 @@ def test_two_shards_give_the_records_of_one_process(whole, source, tmp_path):
     assert records(tmp_path) == records(whole)
 
 
+def test_two_processes_at_once_give_the_records_of_one(whole, store, tmp_path):
+    """They start together, plan once, and the second arm's pre-training is needed by both."""
+    text = "  scratch: {}\n  mae: {pretrain: {}}\n  again: {pretrain_of: mae}\n"
+    source = write_benchmark(tmp_path / "bench", store, text, labels=[2])
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mim3d", "benchmark", "convergence", str(source), "--out",
+               str(out)]  # fmt: skip
+    both = [
+        subprocess.Popen([*command, "--shard", f"{i}/2"], stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for i in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in both]
+
+    assert [process.returncode for process in both] == [0, 0], said
+    alone, found = records(whole), records(out)
+    assert found["scratch-labels2-0"] == alone["scratch-labels2-0"]
+    assert found["mae-labels2-0"] == alone["mae-labels2-0"]
+    assert found["again-labels2-0"] == {**alone["mae-labels2-0"], "arm": "again"}
+    assert not list(out.rglob("lock.json*"))
+    waits = [line for line in "".join(said).splitlines() if "waits: another process" in line]
+    assert len(waits) == len(set(waits))
+
+
 class StopsAt:
     """Sends the process a signal at one step of one run."""
 
@@ -249,9 +276,68 @@ def test_a_changed_arm_is_refused_and_a_further_one_is_planned(source, store, wh
     result = run(more, whole, dry_run=True)
 
     plan = result.facts["arms"]
-    paid = plan["mae"]["pretrain"]["steps"] * plan["mae"]["pretrain"]["flop_a_step"]
-    a_step = plan["long"]["finetune"]["flop_a_step"]
-    assert plan["long"]["finetune"]["steps"] == 12 + max(1, round(paid / a_step))
+    paid = plan["mae"]["pretrain"]["steps"] * plan["mae"]["pretrain"]["seconds_a_step"]
+    a_step = plan["mae"]["finetune"]["seconds_a_step"]
+    assert plan["long"]["finetune"]["steps"] == 12 + round(paid / a_step)
+
+
+def test_an_arm_without_a_run_may_be_changed(source, store, tmp_path):
+    out = tmp_path / "out"
+    plain = write_benchmark(tmp_path / "plain", store, ARMS)
+    rated = write_benchmark(tmp_path / "rated", store, ARMS, rates=[0.1, 0.2])
+    with pytest.raises(KeyboardInterrupt):
+        run(rated, out, Kills("2 fine-tunings"), labels=(2,), shard="0/2")
+    assert json.loads((out / "plan.json").read_text())["arms"]["mae"]["settings"]["rates"]
+
+    run(plain, out, Silent(), labels=(2,), shard="0/3")  # of scratch alone
+
+    assert set(records(out)) == {"scratch-labels2-0"}
+    with pytest.raises(ConfigError, match=r"arm `scratch` .*`rates`.*`finetune/scratch-labels2-0`"):
+        run(rated, out, labels=(2,))
+
+
+def test_another_store_under_the_same_name_is_refused(source, whole, monkeypatch):
+    real = follows.store_signs
+    monkeypatch.setattr(follows, "store_signs", lambda path: {**real(path), "cases": "others"})
+
+    with pytest.raises(ConfigError, match="holds other cases or another preparation than when"):
+        run(source, whole)
+
+
+class Kills(Silent):
+    """Ends the process where something is said."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def say(self, text):
+        if self.text in text:
+            raise KeyboardInterrupt
+
+
+def test_more_pre_trainings_may_be_asked_for_in_the_same_folder(source, whole):
+    # One replicate: it starts from number 0 whatever their number is.
+    result = run(source, whole, dry_run=True, pretraining_seeds=2, replicates=2)
+
+    assert result.facts["arms"]["mae"]["todo"]["pretrainings"] == 1
+    assert result.facts["arms"]["mae"]["todo"]["finetunings"] == 2
+
+
+def test_the_report_measures_against_the_arm_that_is_named(store, source, whole, tmp_path):
+    out = tmp_path / "out"
+    copytree(whole, out)
+    text = ARMS.replace("scratch: {}", "plain: {}\n  scratch: {}").replace(
+        "mae: {", "mae: {against: scratch, "
+    )
+    path = write_benchmark(tmp_path / "named", store, text)
+
+    run(path, out, shard="11/12")
+
+    content = json.loads((out / "convergence.json").read_text())
+    assert content["reference"] == "plain"
+    against = {record["arm"]: record["against"] for record in content["records"]}
+    assert against["mae"] == "scratch"
+    assert against["scratch"] is None
 
 
 def test_draws_that_cannot_be_made_are_refused_before_the_first_run(source, tmp_path):
@@ -305,7 +391,15 @@ def test_runs_that_another_process_holds_come_last(source, tmp_path, monkeypatch
     monkeypatch.setattr(bench.Bench, "make", make)
     monkeypatch.setattr(harness, "_line", lambda record: "")
 
-    run(source, tmp_path)
+    said = []
+
+    class Says(Silent):
+        def say(self, text):
+            said.append(text)
+
+    run(source, tmp_path, Says())
 
     assert made[-2:] == ["mae-labels2-0", "scratch-labels2-0"]
     assert len(made) == 6
+    # Though it waited twice.
+    assert sum("scratch-labels2-0 waits: another process is at" in text for text in said) == 1

@@ -9,13 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from synthetic_study import STEPS, record, rising, without_curve
+from synthetic_study import STEPS, from_seed, pretraining, record, rising, without_curve
 
 from mim3d.evaluation.convergence import Record
 from mim3d.workflows.convergence.report import write_report
 
 SLOW = partial(rising, speed=0.5)
-ABOUT = {"budget": "flop", "pre-training saw the judged images": True}
+ABOUT: dict[str, object] = {
+    "budget": "flop",
+    "pre-training saw the judged images": True,
+    "recipe": {"finetune": {"training": {"steps": 640}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,17 @@ def records() -> list[Record]:
     ]
     made[1] = without_curve(made[1], "the loss is not finite")
     del made[-1]
-    return made
+    known = replace(pretraining("simclr"), machine="H200, bf16")
+    return [
+        replace(
+            one,
+            machine="EPYC, 1 thread, bf16",
+            pretraining=replace(known, run=f"simclr-seed{one.replicate}"),
+        )
+        if one.arm == "simclr"
+        else one
+        for one in made
+    ]
 
 
 def write(records: list[Record], folder: Path, **settings: object) -> dict[str, Path]:
@@ -90,7 +104,14 @@ def test_the_csv_has_one_row_a_run_and_step(files: dict[str, Path]) -> None:
         "## Speed-up at 0.90 of the best Dice of `scratch`",
         "## Labels 0.1: 20 subjects with labels",
         "less `scratch`",
-        "faster than `simclr` at 0.90",
+        "| faster at 0.90 than: | `scratch` | `simclr` (best) |",
+        "| final Dice less: | `scratch` | `simclr` (best) |",
+        "replicates x pre-trainings x subjects",
+        "| mae | 2 x 2 x 30 |",
+        "faster than `simclr` at 0.80",
+        "| fine-tuned on | not recorded (10); EPYC, 1 thread, bf16 (6) |",
+        "| pre-trained on | not recorded (3); H200, bf16 (3) |",
+        "| recipe | in `convergence.json` |",
         "mean height, log steps",
         "## Label efficiency",
         "## What pre-training costs",
@@ -151,9 +172,70 @@ def test_a_benchmark_whose_reference_has_not_run_is_reported(
 ) -> None:
     some = [one for one in records if one.arm != "scratch"]
 
-    text = write(some, tmp_path)["convergence.md"].read_text()
+    lines = write(some, tmp_path)["convergence.md"].read_text().splitlines()
 
-    assert "no sound run of `scratch`, hence no target" in text
+    assert lines[2] == ("**no sound run of the reference `scratch`: no target, hence no speed-up**")
+
+
+def test_labels_without_the_reference_are_named_at_the_top(
+    records: list[Record], tmp_path: Path
+) -> None:
+    some = [one for one in records if (one.arm, one.labels) != ("scratch", "1.0")]
+
+    lines = write(some, tmp_path)["convergence.md"].read_text().splitlines()
+
+    assert "`scratch` with labels 1.0: no target there" in lines[2]
+
+
+def test_an_arm_above_the_target_at_step_0_is_reported_as_a_bound(tmp_path: Path) -> None:
+    """Broke: its infinite speed-up could not be written as JSON."""
+    made = [
+        record(arm, curve, replicate=place, noise=0.02)
+        for arm, curve in (
+            ("scratch", SLOW), ("mae", lambda steps: 0.8 + 0.0 * steps),
+            ("simclr", lambda steps: 0.78 + 0.0 * steps),
+        )
+        for place in range(3)
+    ]  # fmt: skip
+
+    files = write(made, tmp_path)
+
+    text = files["convergence.md"].read_text()
+    arm = json.loads(files["convergence.json"].read_text())["labels"]["0.1"]["arms"]["mae"]
+    assert (arm["steps_to"]["0.9"]["value"], arm["steps_to"]["0.9"]["bound"]) == (10, "<")
+    assert arm["faster_than"]["scratch"]["0.9"]["bound"] == ">"
+    assert arm["faster_than"]["simclr"]["0.9"]["value"] is None
+    assert "< 10" in text
+    assert "inf" not in text.replace("info", "")
+
+
+def test_each_contrastive_arm_has_a_column_and_partners_are_named(tmp_path: Path) -> None:
+    kinds = {"scratch": "scratch", "mae": "masked", "simclr": "contrastive", "byol": "contrastive",
+             "scratch-4": "scratch", "mae-4": "masked"}  # fmt: skip
+    made = []
+    for arm, kind in kinds.items():
+        curve = SLOW if kind == "scratch" else partial(rising, speed=0.6 if arm == "byol" else 1.0)
+        for place in range(4):
+            run = replace(record(arm, curve, replicate=place, noise=0.02), kind=kind)
+            run = replace(run, against="scratch-4" if arm == "mae-4" else None, pretraining=None)
+            made.append(run if kind == "scratch" else from_seed(run, place % 2))
+
+    files = write(made, tmp_path)
+
+    text = files["convergence.md"].read_text()
+    content = json.loads(files["convergence.json"].read_text())["labels"]["0.1"]["arms"]
+    head = "| faster at 0.90 than: | `scratch` | `simclr` (best) | `byol` |"
+    table = text[text.index(head) :].split("\n\n")[0].splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| mae", "| mae-4"]
+    assert table[3].endswith("(`scratch-4`) | - | - |")
+    assert "-" not in table[2].split(" | ")[1:]
+    assert "fewer than three pre-trainings behind the replicates of `mae`" in text
+    assert "| scratch | 4 x - x 30 |" in text
+    assert "| mae | 4 x 2 x 30 |" in text
+    assert set(content["mae"]["faster_than"]) == {"scratch", "simclr", "byol"}
+    assert set(content["mae-4"]["faster_than"]) == {"scratch-4"}
+    assert content["mae"]["faster_than"]["byol"]["0.9"]["pretrainings"] == 2
+    assert content["mae-4"]["partner"] == "scratch-4"
 
 
 def test_one_replicate_is_reported_as_one(records: list[Record], tmp_path: Path) -> None:
