@@ -120,14 +120,14 @@ def alarms(numbers: Mapping[str, float], moment: Moment) -> dict[str, str]:
 
     Args:
         numbers: of one look.
-        moment: when; at step 0 nothing is said, and the probe is given half of the run to rise.
+        moment: when; at step 0 nothing is said, and the probe is given three quarters of the run.
     """
     found: dict[str, str] = {}
     step = f"{moment.step:,}"
     if moment.step == 0:
         return found
     r2, before = numbers.get("probe_r2", math.nan), numbers.get("probe_r2_step0", math.nan)
-    if 2 * moment.step >= moment.steps and r2 < before - TOLERANCE:
+    if 4 * moment.step >= 3 * moment.steps and r2 < before - TOLERANCE:
         found["probe"] = (
             f"the features tell less of the labels than those of the untrained encoder: at step "
             f"{step} the linear probe explains {r2:.3f}, {before:.3f} before the first step; do "

@@ -209,8 +209,8 @@ SOUND = {"probe_r2": 0.3, "probe_r2_step0": 0.2, "constant_share": 0.5, "rank": 
     [
         ({}, 100, []),
         ({"probe_r2": 0.1}, 100, ["probe"]),
-        ({"probe_r2": 0.1}, 50, ["probe"]),
-        ({"probe_r2": 0.1}, 49, []),
+        ({"probe_r2": 0.1}, 75, ["probe"]),
+        ({"probe_r2": 0.1}, 74, []),
         ({"probe_r2": 0.196}, 100, []),
         ({"constant_share": 0.91}, 10, ["constant"]),
         ({"rank": 24.9}, 10, ["rank"]),
