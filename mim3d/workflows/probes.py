@@ -120,11 +120,12 @@ def alarms(numbers: Mapping[str, float], moment: Moment) -> dict[str, str]:
 
     Args:
         numbers: of one look.
-        moment: when; at step 0 nothing is said, and the probe is given three quarters of the run.
+        moment: when. In the first quarter of a run features are often poor and recover, so nothing
+            is said; the probe is given three quarters.
     """
     found: dict[str, str] = {}
     step = f"{moment.step:,}"
-    if moment.step == 0:
+    if 4 * moment.step < moment.steps:
         return found
     r2, before = numbers.get("probe_r2", math.nan), numbers.get("probe_r2_step0", math.nan)
     if 4 * moment.step >= 3 * moment.steps and r2 < before - TOLERANCE:
