@@ -17,6 +17,9 @@ class DataConfig:
     """Folder made by `mim3d prepare`."""
     crop_size: Triple = (96, 96, 96)
     """Voxels of a crop along x, y, z. Volumes that are smaller are padded."""
+    crop_sizes: tuple[Triple, ...] = ()
+    """Pre-training by `mae` and `simmim`: sizes that the crops of a step take in turn, in place of
+    `crop_size`, which is left to what validation looks at. Packed, they cost what they hold."""
     placement: Literal["uniform", "body", "label"] = "uniform"
     """Where crops lie: anywhere; around a voxel of the body; or around a labelled voxel in
     `label_share` of the cases and anywhere in the rest."""
@@ -85,6 +88,12 @@ class AugmentationConfig:
     """Largest relative change of size, the same along all axes: 0.1 is 0.9 to 1.1."""
     stretch: float = 0.0
     """Largest further change of size, for each axis by itself."""
+    rescale: tuple[float, float] | None = None
+    """Smallest and largest factor of the physical scale at which every crop is read, drawn evenly
+    in its logarithm: at 2 the same number of voxels covers twice as many millimetres, smoothed as
+    larger voxels are; the encoder is told by the spacing. None reads as stored."""
+    rescale_axes: Literal["all", "each", "z"] = "all"
+    """One factor for all axes, one for each by itself, or one along z alone, as thicker slices."""
     scale_intensity: float = 0.0
     """Largest relative change of contrast."""
     scale_intensity_probability: float = 1.0
@@ -124,6 +133,13 @@ class EncoderConfig:
     """Width of the MLP as a multiple of the token's."""
     patch: Triple = (16, 16, 16)
     """Voxels behind one token along x, y, z; each a power of two where a UNETR is built on it."""
+    stem: Literal["patches", "convolutional"] = "patches"
+    """From voxels to tokens: one linear map of each patch; or convolutions down to the token grid.
+    While tokens are masked these stay inside visible patches, so that nothing leaks; afterwards
+    they run over the whole crop. Needs patches of powers of two, 4 or more along an axis."""
+    stem_width: int = 16
+    """Channels of the convolutional stem at its finest level, doubled with each coarser one; 32
+    suits `base` and `large`."""
     channels: int | None = None
     """Channels of a volume; none takes the store's."""
     positions: Literal["learned", "sincos_index", "sincos_mm", "rotary_mm"] = "sincos_mm"
@@ -165,14 +181,14 @@ class ContrastConfig:
     """Linear layers of the projector."""
     projector_out: int = 128
     """Width of what is compared."""
+    projector_norm: Literal["batch", "layer"] = "batch"
+    """SimCLR, VICReg, BYOL, MoCo v3: the norm between the linear maps. `batch` is over the crops of
+    all processes; `layer` knows one crop at a time and tends to collapse."""
     temperature: float = 0.1
     """SimCLR and MoCo v3: divides the similarities."""
     momentum: float = 0.99
     """MoCo v3, BYOL, VoCo: decay of the momentum encoder at the start; it grows to 1 by a cosine.
     """
-    centre_momentum: float = 0.9
-    """BYOL: decay of the mean that is taken from the momentum encoder's projections, in place of
-    BatchNorm; 1 takes none."""
     invariance_weight: float = 25.0
     """VICReg: weight of the distance between views."""
     variance_weight: float = 25.0
@@ -247,6 +263,9 @@ class PretextConfig:
     """Weight of the loss at visible tokens beside 1 at masked ones."""
     air_weight: float = 1.0
     """Weight of air in the loss: 0 leaves it out. Air is what lies below the body's threshold."""
+    drop_air: bool = False
+    """`mae`, `simmim`: tokens that are nothing but air take no part, neither seen nor predicted;
+    the ratio is of the rest."""
     decoder: Literal["full", "cross"] = "full"
     """MAE's decoder: `full` is self-attention over visible and mask tokens; `cross` is attention
     from mask tokens to visible ones alone (CrossMAE, arXiv:2401.14391)."""
@@ -308,10 +327,11 @@ class SegmentationConfig:
 class DecoderConfig:
     """From hidden states to logits."""
 
-    name: Literal["unetr", "half", "hybrid", "light"] = "unetr"
+    name: Literal["unetr", "half", "interpolate", "hybrid", "light"] = "unetr"
     """`unetr` is UNETR's decoder with skips up to full resolution; `half` ends skips and
-    convolutions at half resolution; `hybrid` adds a small convolutional path for the raw voxels
-    down to the token grid; `light` has no skips and no raw voxels."""
+    convolutions at half resolution; `interpolate` is `unetr` with trilinear interpolation and
+    convolutions in place of transposed ones; `hybrid` adds a small convolutional path for the raw
+    voxels down to the token grid; `light` has no skips and no raw voxels."""
     taps: tuple[int, int, int, int] | None = None
     """Blocks passed where hidden states are taken; none is L/4, L/2, 3L/4, L."""
     tap_norm: Literal["none", "layer"] = "layer"
@@ -325,8 +345,8 @@ class DecoderConfig:
     or from a probe that is fitted to the labels before the first step: `ridge` in closed form,
     `linear` from there on cross-entropy and Dice."""
     deep_supervision: int = 0
-    """Coarser levels of `unetr` and `half` that are trained on the labels too, each with half the
-    weight of the level above it; they take no part in prediction."""
+    """Coarser levels of `unetr`, `half` and `interpolate` that are trained on the labels too, each
+    with half the weight of the level above it; they take no part in prediction."""
 
 
 @dataclass(frozen=True)
@@ -395,6 +415,9 @@ class TrainingConfig:
     """Steps between lines of the log."""
     pictures_every: int = 1000
     """Steps between reconstruction panels; 0 is none."""
+    collective_timeout_seconds: float = 120.0
+    """How long one of several processes waits for the others once the first steps are made; longer
+    where they are of unequal speed. While the first one validates or writes they wait patiently."""
     stop_on_nonfinite: int = 10
     """Consecutive steps with a non-finite loss or gradient after which the run stops."""
 

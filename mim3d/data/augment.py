@@ -22,6 +22,7 @@ from mim3d.data.crops import Crop
 from mim3d.foundation.errors import ConfigError
 
 AXES = ("x", "y", "z")
+Rows = tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class AugmentationPlan:
         turns: quarter turns in `plane`, 0 to 3.
         plane: the two axes of the turn.
         warp: rows of the `3 3` map from millimetres along the crop's axes to millimetres along
-            the volume's, or None.
+            the volume's, `rescale` included, or None.
+        rescale: factor along x, y, z by which a crop's voxels are larger than the volume's.
         scale: factor of the intensities.
         shift: offset of the intensities, after the factor.
         gamma: exponent on the crop's range of intensities.
@@ -45,7 +47,8 @@ class AugmentationPlan:
     flips: tuple[bool, bool, bool] = (False, False, False)
     turns: int = 0
     plane: tuple[int, int] = (0, 1)
-    warp: tuple[tuple[float, float, float], ...] | None = None
+    warp: Rows | None = None
+    rescale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     scale: float = 1.0
     shift: float = 0.0
     gamma: float = 1.0
@@ -75,6 +78,9 @@ def check(config: AugmentationConfig, crop_size: Triple) -> None:
     for key in ("zoom", "stretch", "scale_intensity"):
         if getattr(config, key) >= 1:
             raise _refused(key, f"must be below 1, not {getattr(config, key)}")
+    if config.rescale is not None and not 0 < config.rescale[0] <= config.rescale[1] < math.inf:
+        low, high = config.rescale
+        raise _refused("rescale", f"must be two factors above 0, smaller first, not {low} {high}")
     if config.turn_plane is not None:
         a, b = (AXES.index(axis) for axis in config.turn_plane)
         if a == b or crop_size[a] != crop_size[b]:
@@ -109,6 +115,7 @@ def draw(config: AugmentationConfig, random: np.random.Generator) -> Augmentatio
     noise_key = int(random.integers(1 << 63))
     # What came later is drawn last: the numbers above are those of earlier runs.
     is_blurred, blurring = random.random() < config.blur_probability, random.random()
+    rescale = _draw_rescale(config, random)
 
     happens = chances < (
         config.scale_intensity_probability,
@@ -123,7 +130,8 @@ def draw(config: AugmentationConfig, random: np.random.Generator) -> Augmentatio
         flips=(mirrored[0], mirrored[1], mirrored[2]),
         turns=turns if turned else 0,
         plane=(AXES.index(plane[0]), AXES.index(plane[1])),
-        warp=warp if warped else None,
+        warp=_rescaled(warp if warped else None, rescale),
+        rescale=rescale,
         scale=1.0 + config.scale_intensity * scale,
         shift=config.shift_intensity * shift,
         gamma=math.exp(config.gamma * gamma),
@@ -133,17 +141,38 @@ def draw(config: AugmentationConfig, random: np.random.Generator) -> Augmentatio
     )
 
 
-def _draw_warp(
+def _draw_rescale(
     config: AugmentationConfig, random: np.random.Generator
-) -> tuple[tuple[float, float, float], ...]:
+) -> tuple[float, float, float]:
+    chances = random.random(3)
+    if config.rescale is None:
+        return 1.0, 1.0, 1.0
+    low, high = np.log(config.rescale)
+    x, y, z = np.exp(low + (high - low) * chances).tolist()
+    if config.rescale_axes == "each":
+        return x, y, z
+    return (x, x, x) if config.rescale_axes == "all" else (1.0, 1.0, z)
+
+
+def _rescaled(warp: Rows | None, rescale: tuple[float, float, float]) -> Rows | None:
+    """A warp whose crop has voxels of another size."""
+    if rescale == (1.0, 1.0, 1.0):
+        return warp
+    return _rows((np.eye(3) if warp is None else np.array(warp)) * rescale)
+
+
+def _rows(matrix: NDArray[np.float64]) -> Rows:
+    rows: list[list[float]] = matrix.tolist()
+    return tuple((row[0], row[1], row[2]) for row in rows)
+
+
+def _draw_warp(config: AugmentationConfig, random: np.random.Generator) -> Rows:
     angles = np.deg2rad(config.rotation_degrees) * random.uniform(-1, 1, 3)
     zoom = 1 + config.zoom * random.uniform(-1, 1)
     growth = zoom * (1 + config.stretch * random.uniform(-1, 1, 3))
     # What grows is seen at a smaller voxel size. The sizes belong to the crop's own axes, so its
     # columns stay at right angles and its spacing says all there is to know.
-    matrix = rotation(angles) / growth
-    rows: list[list[float]] = matrix.tolist()
-    return tuple((row[0], row[1], row[2]) for row in rows)
+    return _rows(rotation(angles) / growth)
 
 
 def rotation(angles: Iterable[float]) -> NDArray[np.float64]:

@@ -19,11 +19,13 @@ class BatchNeeds:
         labels: whether label maps are read.
         min_overlap: smallest share of its voxels, 0 to 1, that every further view has in common
             with the first, before either is augmented; 1 is the same place.
+        several_sizes: whether it takes crops of several sizes in a step.
     """
 
     views: int = 1
     labels: bool = False
     min_overlap: float = 1.0
+    several_sizes: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class CropBatch:
     air: Tensor | None = None
 
     @property
+    def parts(self) -> tuple[CropBatch, ...]:
+        """Itself: crops of one size."""
+        return (self,)
+
+    @property
     def spacing_mm(self) -> Tensor:
         """Voxel size along the crop's axes, `b 3`, float32: the lengths of the affine's columns."""
         lengths: Tensor = self.affine[:, :3, :3].norm(dim=1)
@@ -77,6 +84,35 @@ class CropBatch:
             present=there(self.present),
             air=there(self.air),
         )
+
+
+@dataclass(frozen=True)
+class CropBatches:
+    """Crops of several sizes that make one micro-batch.
+
+    Args:
+        parts: the crops of each size, at least one.
+    """
+
+    parts: tuple[CropBatch, ...]
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Case ids, part by part."""
+        return tuple(case_id for part in self.parts for case_id in part.case_ids)
+
+    @property
+    def crop_ids(self) -> Tensor:
+        """Places in the global batch of the step, part by part, `b` int64 on the CPU."""
+        return torch.cat([part.crop_ids for part in self.parts])
+
+    def to(self, device: torch.device | str) -> CropBatches:
+        """The same crops on another device."""
+        return CropBatches(tuple(part.to(device) for part in self.parts))
+
+
+MicroBatch = CropBatch | CropBatches
+"""What a task is called with: both have `parts`, `case_ids`, `crop_ids` and `to`."""
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn.functional import grid_sample
 
 from mim3d.config.sections import Triple
 from mim3d.data.batch import IGNORE_INDEX, moved
+from mim3d.data.blur import blur, reach
 from mim3d.data.numbers import CropNumbers
 
 CHUNK_VOXELS = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -143,8 +144,10 @@ class _Layout:
         lowest, highest = ends.min(axis=1), ends.max(axis=1)
         # A box is convex: where its corners lie in the volume, all of it does.
         self.padded = ((lowest < -0.5) | (highest > shapes - 0.5)).any(axis=1)
-        first = np.clip(np.floor(lowest), 0, shapes - 1)
-        last = np.clip(np.floor(highest) + 2, first + 1, shapes)
+        self.smoothing = numbers.smoothing.numpy()
+        further = reach(numbers.smoothing).numpy()
+        first = np.clip(np.floor(lowest) - further, 0, shapes - 1)
+        last = np.clip(np.floor(highest) + 2 + further, first + 1, shapes)
         self.boxes = (last - first).astype(np.int64)
         columns = (
             np.array(origins, np.float64)[:, None], shapes, matrix[:, :3].reshape(-1, 12),
@@ -186,6 +189,7 @@ class _Part:
         self.axes: list[int] = layout.axes[rows[0]].tolist()
         self.sides = [int(n) for n in layout.boxes[rows].max(axis=0)]
         self.is_padded = bool(layout.padded[rows].any())
+        self.smoothing = layout.smoothing[rows]
         self.device = table.device
 
     def whole_voxels(self, volumes: Volumes) -> CutBatch:
@@ -208,15 +212,21 @@ class _Part:
         # A box that reaches beyond the volume repeats its last voxels, as "border" would.
         values = self._normalised(volumes.voxels, self._index(box, (0, 1, 2)))
         places = self._places()
+        if self.smoothing.any():
+            values = blur(values, self._within_box(box), self.smoothing.tolist())
+            # What stands beyond the box is no longer its last voxels.
+            inside = [self._clamped(place, axis) for axis, place in enumerate(places)]
+        else:
+            inside = places
         grid = torch.empty((*places[0].shape, 3), device=self.device)
-        for axis, place in enumerate(places):
+        for axis, place in enumerate(inside):
             side = self.sides[axis]
             shift = (1.0 - 2.0 * self.first[:, axis].double()) / side - 1.0
             torch.add(_wide(shift.float(), 3), place, alpha=2.0 / side, out=grid[..., 2 - axis])
         voxels = grid_sample(
             values, grid, mode="bilinear", padding_mode="border", align_corners=False
         )
-        del values, grid
+        del values, grid, inside
         valid = self._inside(places) if self.is_padded else None
         labels = None
         if volumes.labels is not None:
@@ -277,6 +287,16 @@ class _Part:
             inner = _spread(row[:, 2:3] * z + row[:, 3:], 2)
             found.append(_spread(row[:, :1] * x, 0) + (_spread(row[:, 1:2] * y, 1) + inner))
         return found
+
+    def _within_box(self, box: Sequence[Tensor]) -> Tensor:
+        """Which voxels were gathered from the box of their own crop, `b x y z`."""
+        ends = (self.first + self.box)[..., None]
+        x, y, z = (_spread(place < ends[:, axis], axis) for axis, place in enumerate(box))
+        return x & y & z
+
+    def _clamped(self, place: Tensor, axis: int) -> Tensor:
+        first, last = self.first[:, axis].float(), (self.first + self.box - 1)[:, axis].float()
+        return place.maximum(_wide(first, 3)).minimum(_wide(last, 3))
 
     def _inside(self, places: Sequence[Tensor]) -> Tensor:
         valid = _wide(~self.padded, 3).expand(places[0].shape).clone()

@@ -11,7 +11,9 @@ TRUNCATE = 3.0
 """Standard deviations after which the Gaussian is cut off."""
 
 
-def blur(voxels: Tensor, valid: Tensor | None, sigmas: Sequence[float]) -> Tensor:
+def blur(
+    voxels: Tensor, valid: Tensor | None, sigmas: Sequence[float] | Sequence[Sequence[float]]
+) -> Tensor:
     """The weighted mean around every voxel, of what is valid and inside the crop.
 
     Shifts and sums, no matrix product: the same on every device and at every precision setting.
@@ -19,15 +21,18 @@ def blur(voxels: Tensor, valid: Tensor | None, sigmas: Sequence[float]) -> Tenso
     Args:
         voxels: `b c x y z`, float32.
         valid: `b x y z`, False at padding, or None where there is none.
-        sigmas: standard deviation in voxels, one a sample; 0 changes nothing.
+        sigmas: standard deviation in voxels, one a sample or three, for x, y, z; 0 changes nothing.
 
     Returns:
         `b c x y z`; what stands at padding has no meaning.
     """
-    weights = _weights(sigmas).to(voxels.device, non_blocking=True)
+    each = torch.tensor(sigmas, dtype=torch.float64)
+    each = each[:, None].expand(-1, 3) if each.ndim == 1 else each
+    kernels = [_weights(sigma).to(voxels.device, non_blocking=True) for sigma in each.T]
+    blurred = [(axis, kernel) for axis, kernel in enumerate(kernels, 2) if kernel.shape[-1] > 1]
     if valid is None:
         # The sum of weights inside the crop is a product over axes.
-        for axis in (2, 3, 4):
+        for axis, weights in blurred:
             shape = [len(sigmas), 1, 1, 1, 1]
             shape[axis] = voxels.shape[axis]
             inside = _along(voxels.new_ones(shape), axis, weights)
@@ -35,17 +40,21 @@ def blur(voxels: Tensor, valid: Tensor | None, sigmas: Sequence[float]) -> Tenso
         return voxels
     share = valid[:, None].to(voxels.dtype)
     total = voxels * share
-    for axis in (2, 3, 4):
+    for axis, weights in blurred:
         total, share = _along(total, axis, weights), _along(share, axis, weights)
     return total.div_(share.clamp_min_(torch.finfo(share.dtype).tiny))
 
 
-def _weights(sigmas: Sequence[float]) -> Tensor:
-    """Weight of the voxel itself and of its neighbours, `b 1 1 1 1 r+1`."""
-    sigma = torch.tensor(sigmas, dtype=torch.float64)[:, None]
-    reach = (TRUNCATE * sigma + 0.5).floor()
-    distance = torch.arange(int(reach.max()) + 1, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (distance / sigma.clamp_min(1e-6)) ** 2) * (distance <= reach)
+def reach(sigma: Tensor) -> Tensor:
+    """Neighbours on each side that a Gaussian takes in."""
+    return (TRUNCATE * sigma + 0.5).floor()
+
+
+def _weights(sigma: Tensor) -> Tensor:
+    """Weight of the voxel itself and of its neighbours, `b 1 1 1 1 r+1`, from `b` deviations."""
+    sigma, far = sigma[:, None], reach(sigma)[:, None]
+    distance = torch.arange(int(far.max()) + 1, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (distance / sigma.clamp_min(1e-6)) ** 2) * (distance <= far)
     return weights.float()[:, None, None, None, None]
 
 

@@ -18,12 +18,15 @@ from torch import Tensor
 
 from mim3d.config.sections import DataConfig, Triple
 from mim3d.data.batch import IGNORE_INDEX
+from mim3d.data.blur import blur, reach
 from mim3d.data.interpolation import inside, interpolate, lines, nearest, places, stretch
 from mim3d.data.nearby import draw_nearby
 from mim3d.data.visits import Visit, VisitPlan, order
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
 
+Factors = tuple[float, float, float]
+UNSCALED: Factors = (1.0, 1.0, 1.0)
 FIXED_STEP = -1
 """The step of crops that never change, as validation uses them."""
 
@@ -171,6 +174,18 @@ class SamplingPlan:
         passed, place = divmod(number, len(self.cases))
         return int(order(self.seed, passed, len(self.cases))[place])
 
+    def size(self, step: int, index: int) -> Triple:
+        """Voxels of one sample's crop: the sizes take turns; fixed crops have the one of them."""
+        sizes = self.config.crop_sizes
+        if step == FIXED_STEP or not sizes:
+            return self.config.crop_size
+        return sizes[index % len(sizes)]
+
+    def parts(self, share: range) -> list[range]:
+        """The samples of a share that have one size together."""
+        turns = max(1, len(self.config.crop_sizes))
+        return [share[turn::turns] for turn in range(min(turns, len(share)))]
+
     def draw(self, step: int, index: int, view: int = 0) -> CropPlan:
         """The crop of one sample, or of a view of it.
 
@@ -180,13 +195,14 @@ class SamplingPlan:
             view: number of the view; the first is the same however many there are.
         """
         case_id = self.case_id(step, index)
-        case, size = self.open_case(case_id), self.config.crop_size
+        case, size = self.open_case(case_id), self.size(step, index)
+        config = replace(self.config, crop_size=size) if self.config.crop_sizes else self.config
         stream = RandomStream(self.seed, step)
-        start, centre_class = _draw_start(case, self.config, stream.generator(index, "crop"))
+        start, centre_class = _draw_start(case, config, stream.generator(index, "crop"))
         if view == 0 or self.min_overlap == 1:
             return CropPlan(case_id, start, size, centre_class)
         random = stream.generator(index, f"crop/{view}")
-        possible = _possible_starts(case, self.config)
+        possible = _possible_starts(case, config)
         return CropPlan(case_id, draw_nearby(start, size, possible, self.min_overlap, random), size)
 
 
@@ -313,6 +329,7 @@ def cut_crop(
     *,
     labels: bool = False,
     warp: NDArray[np.float64] | None = None,
+    rescale: Factors = UNSCALED,
     out: Tensor | None = None,
 ) -> Crop:
     """The voxels of a plan, normalised as its whole volume is.
@@ -324,6 +341,8 @@ def cut_crop(
         warp: `3 3`, millimetres along the crop's axes to millimetres along the volume's; the
             centre of what the crop sees of the volume stays in place. None leaves voxels as they
             are stored.
+        rescale: the factors along x, y, z, part of the warp, by which the crop is read with larger
+            voxels than the volume's; above 1 a Gaussian goes before, so that nothing aliases.
         out: `c x y z`, float32; a crop that lies whole and unwarped in the volume is made there.
 
     Returns:
@@ -335,7 +354,7 @@ def cut_crop(
     if warp is None:
         crop = _cut_box(case, plan, labels, out)
     else:
-        crop = _cut_warped(case, plan, labels, warp)
+        crop = _cut_warped(case, plan, labels, warp, rescale)
     return replace(crop, air=None if case.air is None else torch.from_numpy(case.air))
 
 
@@ -360,18 +379,22 @@ def _cut_box(case: OpenCase, plan: CropPlan, labels: bool, out: Tensor | None) -
     return Crop(padded, affine, label_map, valid)
 
 
-def _cut_warped(case: OpenCase, plan: CropPlan, labels: bool, warp: NDArray[np.float64]) -> Crop:
-    shape, size = np.array(case.shape[1:]), np.array(plan.size)
-    matrix = crop_to_volume(case, plan, warp)
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (size - 1)
-    ends = corners @ matrix[:3, :3].T + matrix[:3, 3]
-    lowest, highest = ends.min(axis=0), ends.max(axis=0)
+def _cut_warped(
+    case: OpenCase, plan: CropPlan, labels: bool, warp: NDArray[np.float64], rescale: Factors
+) -> Crop:
+    shape = np.array(case.shape[1:])
+    matrix = crop_to_volume(case, plan, warp, rescale)
+    lowest, highest = _ends(matrix, plan.size)
 
     # A box is convex: where its corners lie in the volume, all of it does.
     padded = bool((lowest < -0.5).any() or (highest > shape - 0.5).any())
-    first = np.clip(np.floor(lowest), 0, shape - 1).astype(np.int64)
-    last = np.clip(np.floor(highest) + 2, first + 1, shape).astype(np.int64)
+    sigmas = smoothing(rescale)
+    further = reach(torch.from_numpy(sigmas)).numpy()
+    first = np.clip(np.floor(lowest) - further, 0, shape - 1).astype(np.int64)
+    last = np.clip(np.floor(highest) + 2 + further, first + 1, shape).astype(np.int64)
     voxels, label_map = _read(case, first, last, labels)
+    if further.any():
+        voxels = blur(voxels[None], None, [sigmas.tolist()])[0]
 
     # A zoom alone keeps axes apart: a tenth of the time of interpolating in three dimensions.
     is_zoom = bool((matrix[:3, :3] == np.diag(np.diag(matrix[:3, :3]))).all())
@@ -389,13 +412,26 @@ def _cut_warped(case: OpenCase, plan: CropPlan, labels: bool, warp: NDArray[np.f
     return crop
 
 
+def smoothing(rescale: Factors) -> NDArray[np.float64]:
+    """Deviation of the Gaussian that goes before reading with larger voxels, `3`, in voxels.
+
+    A Gaussian of a voxel's width at half its height stands for the voxel; what lacks from the
+    volume's to one that is f times as large has variance (f^2 - 1) / (8 ln 2) (Cardoso et al.,
+    MICCAI 2015). Along the volume's axes, though a warp may turn the crop's away from them.
+    """
+    larger = np.maximum(np.array(rescale), 1.0)
+    deviation: NDArray[np.float64] = np.sqrt((larger**2 - 1) / (8 * np.log(2)))
+    return deviation
+
+
 def crop_to_volume(
-    case: OpenCase, plan: CropPlan, warp: NDArray[np.float64]
+    case: OpenCase, plan: CropPlan, warp: NDArray[np.float64], rescale: Factors = UNSCALED
 ) -> NDArray[np.float64]:
     """Crop voxel to volume voxel under a warp, `4 4`.
 
     The warp is in millimetres: with S = diag(spacing) the linear part is S^-1 warp S, hence a
-    rotation is rigid on anisotropic voxels too.
+    rotation is rigid on anisotropic voxels too. A crop that is read at another scale reaches no
+    further beyond the volume than it did, if it fits; else it holds all that it could see.
     """
     shape, start, size = np.array(case.shape[1:]), np.array(plan.start), np.array(plan.size)
     spacing = np.array(case.spacing_mm)
@@ -403,7 +439,22 @@ def crop_to_volume(
     matrix = np.eye(4)
     matrix[:3, :3] = warp * spacing / spacing[:, None]
     matrix[:3, 3] = seen - matrix[:3, :3] @ (seen - start)
+    if rescale != UNSCALED:
+        lowest, highest = _ends(matrix, plan.size)
+        half = np.abs(matrix[:3, :3]).sum(axis=1) / 2  # of the box around a voxel of the crop
+        up = np.minimum(start, 0) - 0.5 - (lowest - half)
+        down = np.maximum(start + size, shape) - 0.5 - (highest + half)
+        matrix[:3, 3] += np.clip(0, np.minimum(up, down), np.maximum(up, down))
     return matrix
+
+
+def _ends(
+    matrix: NDArray[np.float64], size: Triple
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest place in the volume of a crop's voxels along each axis."""
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(size) - 1)
+    places = corners @ matrix[:3, :3].T + matrix[:3, 3]
+    return places.min(axis=0), places.max(axis=0)
 
 
 def _read(

@@ -86,14 +86,15 @@ class CropCutter:
         self._kept: Tensor | None = None
 
     def batches_bytes(self, shares: Sequence[range]) -> int:
-        """What the micro-batches of a step need at most."""
-        voxels = math.prod(self._plan.config.crop_size)
+        """What the batches of a step need at most, of which each share is one of one size."""
+        voxels = sum(len(part) * math.prod(self._plan.size(0, part[0])) for part in shares)
         # float32 voxels, labels and validity of one byte each; affine, ids, air and alignment
-        crop = voxels * (4 * self._channels + 2) + 1024 + 64 * self._channels
-        return sum(map(len, shares)) * self._needs.views * crop
+        crops = sum(map(len, shares))
+        bytes_ = voxels * (4 * self._channels + 2) + crops * (1024 + 64 * self._channels)
+        return bytes_ * self._needs.views
 
     def batches(self, shares: Sequence[range], step: int) -> list[CropBatch]:
-        """The micro-batches of a step, of which each share is one."""
+        """The batches of a step, of which each share is one of one size."""
         return [self.batch(step, indices) for indices in shares]
 
     def resident_batches(
@@ -114,13 +115,14 @@ class CropCutter:
 
         Args:
             step: of the run, or `FIXED_STEP`.
-            indices: places in the global batch.
+            indices: places in the global batch, of crops of one size.
             open_visit: gives the case of a visit; None reads it from its file.
         """
         samples = [(view, index) for view in range(self._needs.views) for index in indices]
         plans = [self._plan.draw(step, index, view) for view, index in samples]
         # Crops are made in their places: memory of their own, and a copy, cost more than cutting.
-        voxels = batch_memory((len(samples), self._channels, *self._plan.config.crop_size))
+        size = self._plan.size(step, indices[0])
+        voxels = batch_memory((len(samples), self._channels, *size))
         crops = [
             self._crop(plan, step, index, view, out, open_visit)
             for plan, (view, index), out in zip(plans, samples, voxels, strict=True)
@@ -155,7 +157,12 @@ class CropCutter:
                 case = open_visit(self._plan.visit(step, index))
             first = self._scratch(out.shape) if augment.moves(change) else out
             crop = cut_crop(
-                case, plan, labels=self._needs.labels, warp=change.warp_matrix, out=first
+                case,
+                plan,
+                labels=self._needs.labels,
+                warp=change.warp_matrix,
+                rescale=change.rescale,
+                out=first,
             )
             if self._changes.ignored is not None and crop.labels is not None:
                 labels = crop.labels.masked_fill(crop.labels == self._changes.ignored, IGNORE_INDEX)
@@ -169,7 +176,7 @@ class CropCutter:
 
     def _scratch(self, shape: Sequence[int]) -> Tensor:
         """Memory of one crop that is copied elsewhere at once."""
-        if self._kept is None:
+        if self._kept is None or self._kept.shape != tuple(shape):
             self._kept = torch.empty(tuple(shape))
         return self._kept
 

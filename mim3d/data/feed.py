@@ -6,16 +6,18 @@ the config alone; workers, ranks, accumulation and where voxels are kept change 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
 from mim3d.config.sections import AugmentationConfig, DataConfig
 from mim3d.data import augment
-from mim3d.data.batch import BatchNeeds, CropBatch
+from mim3d.data.batch import BatchNeeds, CropBatch, CropBatches, MicroBatch
 from mim3d.data.batched import Volumes
 from mim3d.data.crops import FIXED_STEP, SamplingPlan
 from mim3d.data.cutting import CropCutter, label_changes
@@ -63,6 +65,10 @@ def make_feed(
         raise _refused("training.batch_size", f"must be at least 1, not {batch_size}")
     if min(data.crop_size) < 1 or min(data.overhang) < 0:
         raise _refused("data.crop_size", "must be positive and `data.overhang` not negative")
+    if any(min(size) < 1 for size in data.crop_sizes):
+        raise _refused("data.crop_sizes", "must be positive")
+    if data.crop_sizes and not needs.several_sizes:
+        raise _refused("data.crop_sizes", "is for pre-training by `objective.name` mae or simmim")
     if not 0 <= data.label_share <= 1:
         raise _refused("data.label_share", f"must lie between 0 and 1, not {data.label_share}")
     if data.workers < 0:
@@ -71,7 +77,8 @@ def make_feed(
         raise _refused("data.resident_on", "needs `data.feed resident`")
     if needs.labels or data.placement == "label":
         _check_labels(store, cases)
-    augment.check(augmentation, data.crop_size)
+    for size in (data.crop_size, *data.crop_sizes):
+        augment.check(augmentation, size)
     return Feed(store, tuple(cases), data, augmentation, needs, batch_size, seed, device)
 
 
@@ -119,7 +126,7 @@ class Feed:
 
     def batches(
         self, start: int, stop: int, *, rank: int = 0, world: int = 1, accumulation: int = 1
-    ) -> Iterator[tuple[int, list[CropBatch]]]:
+    ) -> Iterator[tuple[int, list[MicroBatch]]]:
         """The micro-batches of one device, step by step.
 
         Args:
@@ -130,30 +137,44 @@ class Feed:
             accumulation: micro-batches of a step on each device.
 
         Yields:
-            A step and its micro-batches in order; together the ranks have each crop once.
+            A step and its micro-batches in order; together the ranks have each crop once. Each is
+            a `CropBatch`, or with `data.crop_sizes` a `CropBatches`.
 
         Raises:
             ConfigError: the batch does not divide by devices and accumulation steps.
         """
         shares = share(self.batch_size, rank, world, accumulation)
-        if self._streams:
-            yield from self._streamed(range(start, stop), shares)
-            return
+        parts = [self.plan.parts(one) for one in shares]
+        flat = tuple(part for one in parts for part in one)
+        steps = range(start, stop)
+        made = self._streamed(steps, shares, flat) if self._streams else self._stored(steps, flat)
+        with contextlib.closing(made):
+            for step, batches in made:
+                if not self.data.crop_sizes:
+                    yield step, list(batches)
+                    continue
+                each = iter(batches)
+                yield step, [CropBatches(tuple(islice(each, len(one)))) for one in parts]
+
+    def _stored(
+        self, steps: range, parts: tuple[range, ...]
+    ) -> Generator[tuple[int, list[CropBatch]], None, None]:
+        """Batches read from the store, or from volumes that are all in memory."""
         if self.data.feed == "resident":
             self._sources.load(self.plan.cases)  # before workers are forked, which then share it
-        make = partial(self._cutter.batches, shares)
-        yield from self._made(make, range(start, stop), shares, self._cutter.batches_bytes(shares))
+        make = partial(self._cutter.batches, parts)
+        yield from self._made(make, steps, parts, self._cutter.batches_bytes(parts))
 
     def _streamed(
-        self, steps: range, shares: tuple[range, ...]
-    ) -> Iterator[tuple[int, list[CropBatch]]]:
+        self, steps: range, shares: tuple[range, ...], parts: tuple[range, ...]
+    ) -> Generator[tuple[int, list[CropBatch]], None, None]:
         """Batches of volumes that a thread brings into memory ahead of need."""
         on_device, workers = self._device is not None, self.data.workers
         in_flight = 1 if on_device or workers == 0 else SLOTS * workers + 1
         residency = self._residency(steps, shares, in_flight)
         make = self._cut_on_device if on_device else self._cut_on_host
         try:
-            for step, batches in make(residency, steps, shares):
+            for step, batches in make(residency, steps, parts):
                 residency.release(step)
                 yield step, batches
         finally:

@@ -8,6 +8,7 @@ does.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.packed_attention import attend_segments
+from mim3d.tokens.packing import Segments
 from mim3d.tokens.positions import Rotation, rotate
 
 Implementation = Literal["plain", "per_head", "sdpa"]
@@ -106,8 +109,9 @@ class Attention(nn.Module):
         valid: Tensor | None = None,
         wants_map: bool = False,
         context: Context | None = None,
+        segments: Segments | None = None,
     ) -> Attended:
-        """Lets every token look at all valid ones, or at those of a context.
+        """Lets every token look at all valid ones, or at those of a context, or of its segment.
 
         Args:
             tokens: `b n d`.
@@ -115,6 +119,8 @@ class Attention(nn.Module):
             valid: `b k` bool, tokens that may be looked at; none is all.
             wants_map: whether the attention weights are returned.
             context: k tokens that are looked at; none is the tokens themselves.
+            segments: how a packed sequence divides, b = 1; beside it there is neither `valid` nor
+                map nor context.
         """
         b, n, d = tokens.shape
         seen_rotation = rotation if context is None else context.rotation
@@ -131,7 +137,12 @@ class Attention(nn.Module):
         bias = None if valid is None else padding_bias(valid, queries.dtype)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if wants_map:
+        if segments is not None:
+            attend = partial(self._attend, bias=None, dropout=dropout)
+            attended = attend_segments(
+                queries, keys, values, segments, attend=attend, dropout=dropout
+            )
+        elif wants_map:
             weights = attention_weights(queries, keys, bias)
             attended = F.dropout(weights, dropout) @ values
         else:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim3d.models.attention import Attended, Attention, Context
+from mim3d.tokens.packing import Segments
 from mim3d.tokens.positions import Rotation
 
 
@@ -39,13 +40,20 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """The branch `b n d` with some samples at 0; in eval the branch itself."""
+    def forward(self, branch: Tensor, segments: Segments | None = None) -> Tensor:
+        """The branch `b n d` with some samples at 0; in eval the branch itself.
+
+        Args:
+            branch: `b n d`.
+            segments: the samples of a packed sequence, b = 1.
+        """
         if self.rate == 0.0 or not self.training:
             return branch
         # Dropout of one number a sample: it draws from torch's generator, which the loop seeds.
-        ones = torch.ones((branch.shape[0], 1, 1), dtype=branch.dtype, device=branch.device)
-        return branch * F.dropout(ones, self.rate)
+        samples = branch.shape[0] if segments is None else len(segments.lengths)
+        ones = torch.ones((samples, 1, 1), dtype=branch.dtype, device=branch.device)
+        kept = F.dropout(ones, self.rate)
+        return branch * (kept if segments is None else segments.spread(kept[:, 0])[None])
 
 
 class LayerScale(nn.Module):
@@ -100,6 +108,7 @@ class Block(nn.Module):
         valid: Tensor | None = None,
         wants_map: bool = False,
         context: Context | None = None,
+        segments: Segments | None = None,
     ) -> Attended:
         """The residual stream after this block, `b n d`; arguments as `Attention`'s."""
         attended = self.attention(
@@ -108,9 +117,10 @@ class Block(nn.Module):
             valid=valid,
             wants_map=wants_map,
             context=context,
+            segments=segments,
         )
-        tokens = tokens + self.drop_path(self.scale1(attended.tokens))
-        tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))))
+        tokens = tokens + self.drop_path(self.scale1(attended.tokens), segments)
+        tokens = tokens + self.drop_path(self.scale2(self.mlp(self.norm2(tokens))), segments)
         return Attended(tokens, attended.attention)
 
 

@@ -5,7 +5,7 @@ Three rules hold everywhere: kernels of 3 cubed, instance norm without weights, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,10 @@ and once the process died. Sides of 3 and more were right in every shape tried, 
 
 
 class Conv3(nn.Conv3d):
-    """A convolution with a kernel of 3 cubed that keeps the grid, or halves it by its stride."""
+    """A convolution with a kernel of 3 cubed that keeps the grid, or halves it by its stride.
+
+    Its kernel may be 1 along axes on which the grid never has a second voxel.
+    """
 
     def __init__(
         self,
@@ -62,8 +65,10 @@ class Conv3(nn.Conv3d):
         stride: Triple = (1, 1, 1),
         *,
         bias: bool = False,
+        kernel: Triple = (3, 3, 3),
     ) -> None:
-        super().__init__(channels_in, channels_out, 3, stride, padding=1, bias=bias)
+        x, y, z = (side // 2 for side in kernel)
+        super().__init__(channels_in, channels_out, kernel, stride, padding=(x, y, z), bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """`b c x y z` to the same grid, divided by the stride."""
@@ -76,6 +81,26 @@ class Conv3(nn.Conv3d):
 def upsample(channels_in: int, channels_out: int, stride: Triple) -> nn.Module:
     """A transposed convolution whose kernel is its stride; a linear map where that is 1."""
     return nn.ConvTranspose3d(channels_in, channels_out, stride, stride, bias=False)
+
+
+class Interpolation(nn.Sequential):
+    """Trilinear values between voxels, then a convolution, so that no box leaves its outline.
+
+    Channels are changed by a linear map below, where it is cheap. With a stride of 1 that is all.
+    Stores `linear` and `conv`.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: Triple) -> None:
+        super().__init__()
+        self.linear = nn.Conv3d(channels_in, channels_out, 1, bias=False)
+        if max(stride) > 1:
+            x, y, z = map(float, stride)
+            self.between = nn.Upsample(scale_factor=(x, y, z), mode="trilinear")
+            self.conv = Conv3(channels_out, channels_out)
+
+
+Upsampling = Callable[[int, int, Triple], nn.Module]
+"""From channels, to channels, and the stride: a map from one level to the next finer one."""
 
 
 class ResidualBlock(nn.Module):
@@ -116,14 +141,21 @@ class TapPath(nn.Module):
         width: channels of the tap.
         channels: channels all the way up.
         strides: of every step of upsampling; without any it is a linear map.
+        up: how a step is made.
     """
 
-    def __init__(self, width: int, channels: int, strides: Sequence[Triple]) -> None:
+    def __init__(
+        self,
+        width: int,
+        channels: int,
+        strides: Sequence[Triple],
+        up: Upsampling = upsample,
+    ) -> None:
         super().__init__()
         first, *further = strides or [(1, 1, 1)]
-        self.first = upsample(width, channels, first)
+        self.first = up(width, channels, first)
         self.further = nn.ModuleList(
-            nn.Sequential(upsample(channels, channels, stride), ResidualBlock(channels, channels))
+            nn.Sequential(up(channels, channels, stride), ResidualBlock(channels, channels))
             for stride in further
         )
 
@@ -143,13 +175,20 @@ class UpBlock(nn.Module):
         channels_out: channels of this level and of its skip.
         stride: of the upsampling.
         has_skip: whether something is joined.
+        up: how the upsampling is made.
     """
 
     def __init__(
-        self, channels_in: int, channels_out: int, stride: Triple, *, has_skip: bool = True
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: Triple,
+        *,
+        has_skip: bool = True,
+        up: Upsampling = upsample,
     ) -> None:
         super().__init__()
-        self.up = upsample(channels_in, channels_out, stride)
+        self.up = up(channels_in, channels_out, stride)
         self.block = ResidualBlock(channels_out * (2 if has_skip else 1), channels_out)
 
     def forward(self, features: Tensor, skip: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""From hidden states and raw voxels to logits: UNETR's decoder, its half, and one without skips.
+"""From hidden states and raw voxels to logits: UNETR's decoder and kin, and one without skips.
 
 All share a face: `decoder(states, voxels) -> logits b k x y z`, of the voxels' own size, and
 `decoder.taps`, what the encoder is asked for. Those with skips can be supervised on coarser grids
@@ -17,15 +17,18 @@ from mim3d.config.sections import DecoderConfig, Triple
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.convolutions import (
     ConvBlock,
+    Interpolation,
     ResidualBlock,
     TapPath,
     UpBlock,
+    Upsampling,
     depth_to_space,
     space_to_depth,
     upsample,
 )
 from mim3d.models.hybrid import HybridDecoder
-from mim3d.models.taps import Taps, cut_back, level_strides, padded, tap_numbers
+from mim3d.models.levels import level_strides
+from mim3d.models.taps import Taps, cut_back, padded, tap_numbers
 from mim3d.models.vit import HiddenStates, VolumeViT
 
 LEVELS = 4
@@ -45,10 +48,17 @@ class SkipDecoder(nn.Module):
         patch: voxels behind a token, on the grid of `voxels`.
         channels: channels of the voxels.
         feature_size: channels at the voxels' resolution.
+        up: how a level is brought to the resolution of the next.
     """
 
     def __init__(
-        self, taps: Taps, width: int, patch: Triple, channels: int, feature_size: int
+        self,
+        taps: Taps,
+        width: int,
+        patch: Triple,
+        channels: int,
+        feature_size: int,
+        up: Upsampling = upsample,
     ) -> None:
         super().__init__()
         self.taps = taps
@@ -63,10 +73,11 @@ class SkipDecoder(nn.Module):
         # The three levels below the last get the inner taps; with patch 32 the lowest gets none.
         fed = range(len(strides) - LEVELS, len(strides) - 1)
         self.paths = nn.ModuleList(
-            TapPath(width, sizes[i], [s for s in strides[: i + 1] if s != (1, 1, 1)]) for i in fed
+            TapPath(width, sizes[i], [s for s in strides[: i + 1] if s != (1, 1, 1)], up)
+            for i in fed
         )
         self.levels = nn.ModuleList(
-            UpBlock(below, size, stride, has_skip=i >= fed.start)
+            UpBlock(below, size, stride, has_skip=i >= fed.start, up=up)
             for i, (below, size, stride) in enumerate(
                 zip([width, *sizes[:-1]], sizes, strides, strict=True)
             )
@@ -97,10 +108,16 @@ class SkipSegmenter(nn.Module):
         outputs: classes or regions.
         factor: voxels along each axis that enter as channels of one, and leave by a pixel shuffle:
             the trunk ends at that resolution.
+        up: how the trunk brings a level to the resolution of the next.
     """
 
     def __init__(
-        self, config: DecoderConfig, encoder: VolumeViT, outputs: int, factor: Triple
+        self,
+        config: DecoderConfig,
+        encoder: VolumeViT,
+        outputs: int,
+        factor: Triple,
+        up: Upsampling = upsample,
     ) -> None:
         super().__init__()
         self.taps = tap_numbers(config, encoder.depth)
@@ -114,6 +131,7 @@ class SkipSegmenter(nn.Module):
             (x, y, z),
             encoder.channels * sub_voxels,
             features,
+            up,
         )
         self.dropout = nn.Dropout3d(config.dropout)
         self.out = nn.Conv3d(features, outputs * sub_voxels, 1)
@@ -162,6 +180,17 @@ class UnetrDecoder(SkipSegmenter):
         super().__init__(config, encoder, outputs, (1, 1, 1))
 
 
+class InterpolatingDecoder(SkipSegmenter):
+    """UNETR's decoder whose levels grow by trilinear interpolation and a convolution.
+
+    A transposed convolution whose kernel is its stride gives each voxel of a box weights of its
+    own, which shows as a pattern with the box's period; here neighbours begin alike.
+    """
+
+    def __init__(self, config: DecoderConfig, encoder: VolumeViT, outputs: int) -> None:
+        super().__init__(config, encoder, outputs, (1, 1, 1), Interpolation)
+
+
 class HalfDecoder(SkipSegmenter):
     """UNETR's decoder that ends at half resolution, where most of its cost ends too.
 
@@ -207,10 +236,13 @@ class LightDecoder(nn.Module):
 DECODERS: dict[str, Callable[[DecoderConfig, VolumeViT, int], nn.Module]] = {
     "unetr": UnetrDecoder,
     "half": HalfDecoder,
+    "interpolate": InterpolatingDecoder,
     "hybrid": HybridDecoder,
     "light": LightDecoder,
 }
 """By the config's word."""
+SUPERVISED = ("unetr", "half", "interpolate")
+"""Those whose coarser levels can have logits of their own in training."""
 
 
 def build_decoder(config: DecoderConfig, encoder: VolumeViT, outputs: int) -> nn.Module:
@@ -227,10 +259,11 @@ def build_decoder(config: DecoderConfig, encoder: VolumeViT, outputs: int) -> nn
     if config.name not in DECODERS:
         names = ", ".join(DECODERS)
         raise ConfigError(f"`decoder.name {config.name}` is not one of {names}")
-    if config.deep_supervision and config.name not in ("unetr", "half"):
+    if config.deep_supervision and config.name not in SUPERVISED:
         raise ConfigError(
             f"`decoder.name {config.name}` has no coarser logits to supervise",
-            remedy="use `unetr` or `half`, or `--decoder.deep_supervision 0`",
+            remedy=f"use {', '.join(f'`{name}`' for name in SUPERVISED)}, or "
+            "`--decoder.deep_supervision 0`",
             code="deep-supervision",
         )
     return DECODERS[config.name](config, encoder, outputs)

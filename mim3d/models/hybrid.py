@@ -19,7 +19,8 @@ from mim3d.models.convolutions import (
     space_to_depth,
     upsample,
 )
-from mim3d.models.taps import Taps, cut_back, level_strides, padded, tap_numbers
+from mim3d.models.levels import level_strides
+from mim3d.models.taps import Taps, cut_back, padded, tap_numbers
 from mim3d.models.vit import HiddenStates, VolumeViT
 
 

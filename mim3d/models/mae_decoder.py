@@ -61,7 +61,7 @@ class PatchDecoder(nn.Module):
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, encoder.embedding.projection.in_features)
+        self.head = nn.Linear(width, encoder.voxels_per_patch)
         initialise(self, config.initialisation)
 
     def _placed(self, tokens: Tensor, states: HiddenStates, index: Tensor) -> Tensor:

@@ -27,6 +27,10 @@ PRESETS: dict[str, Size] = {
 """Heads are 64 wide everywhere, the MLP four times the token."""
 
 
+WIDEST, DEEPEST = 2**16, 1000
+"""Ten times what anyone trained: a number that was meant for something else ends here."""
+
+
 def size_of(config: EncoderConfig) -> Size:
     """The preset's size with the config's own fields in place.
 
@@ -40,6 +44,13 @@ def size_of(config: EncoderConfig) -> Size:
     size = Size(
         config.width or preset.width, config.depth or preset.depth, config.heads or preset.heads
     )
+    if not (0 < size.heads <= size.width <= WIDEST and 0 < size.depth <= DEEPEST):
+        raise ConfigError(
+            f"an encoder {size.width} wide, {size.depth} deep and of {size.heads} heads cannot be "
+            f"built",
+            remedy=f"width up to {WIDEST:,}, depth up to {DEEPEST:,}, and heads up to the width",
+            code="bad-size",
+        )
     if size.width % size.heads:
         raise ConfigError(
             f"`encoder.width` {size.width} is no multiple of `encoder.heads` {size.heads}",

@@ -1,34 +1,14 @@
-"""What all decoders share: the levels from tokens to voxels, and hidden states as maps."""
+"""What all decoders share: which hidden states they read, and these as maps."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, Triple
+from mim3d.config.sections import DecoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import HiddenStates
 from mim3d.tokens.grid import TokenGrid
-
-
-def level_strides(patch: Triple) -> list[Triple]:
-    """Strides of upsampling from the token grid to voxels, coarsest first.
-
-    Every axis starts at once and stops when it has reached full resolution, so that the levels of
-    a thick-slice patch such as 16 x 16 x 4 become isotropic in millimetres early.
-
-    Raises:
-        ConfigError: a side of the patch is no power of two.
-    """
-    if any(edge < 1 or edge & (edge - 1) for edge in patch):
-        raise ConfigError(
-            f"`encoder.patch` {patch} has a side that is no power of two",
-            remedy="take 1, 2, 4, 8 or 16 along each axis, or another decoder",
-            code="bad-patch",
-        )
-    doublings = [edge.bit_length() - 1 for edge in patch]
-    x, y, z = ([2] * have + [1] * (max(doublings) - have) for have in doublings)
-    return list(zip(x, y, z, strict=True))
 
 
 def tap_numbers(config: DecoderConfig, depth: int) -> tuple[int, int, int, int]:

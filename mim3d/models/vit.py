@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mim3d.config.sections import EncoderConfig, Triple
-from mim3d.foundation.errors import ShapeError, check_shape
+from mim3d.foundation.errors import ConfigError, ShapeError, check_shape
 from mim3d.models.attention import Attended
 from mim3d.models.blocks import Block, initialise
 from mim3d.models.presets import size_of
+from mim3d.models.stem import ConvStem
 from mim3d.tokens.embed import PatchEmbedding
 from mim3d.tokens.grid import TokenGrid, valid_box
 from mim3d.tokens.masking import TokenSplit
+from mim3d.tokens.packing import Packing, Segments
 from mim3d.tokens.patches import CutCrop, cut_crop
 from mim3d.tokens.positions import Positions, Rotation
 
@@ -54,9 +57,48 @@ class Replacement(NamedTuple):
     """Tokens that the encoder gets instead of embedded patches (SimMIM)."""
 
     masked: Tensor
-    """`b n` bool, where."""
+    """`b n` bool, where; with a split `b v`, of its visible tokens."""
     token: Tensor
     """`d`, what."""
+
+
+class Crops(NamedTuple):
+    """Crops of one size and what is known of them: a group of a packed sequence."""
+
+    voxels: Tensor
+    """`b c x y z`, normalised, any size; padded inside to whole patches."""
+    spacing_mm: Spacing = None
+    """`b 3` or three numbers; none takes the config's default."""
+    valid: Tensor | None = None
+    """`b x y z` bool, False at padding; none is all valid. What stands in padding does not matter,
+    and positions are measured from the box of what is valid."""
+    split: TokenSplit | None = None
+    """Only its visible tokens are embedded and encoded."""
+    replaced: Replacement | None = None
+    """Tokens that are exchanged before positions are added."""
+    cut: CutCrop | None = None
+    """The same voxels as patches, where the caller has cut them already."""
+
+
+class _Embedded(NamedTuple):
+    """Crops at the door of the first block."""
+
+    tokens: Tensor
+    """`b (k n) d`, class token and registers first."""
+    rotation: Rotation | None
+    token_valid: Tensor | None
+    """`b n`, of the tokens without the prefix."""
+    grid: TokenGrid
+    coordinates: Tensor
+
+
+class _Stream(NamedTuple):
+    """The residual stream behind the blocks."""
+
+    tokens: Tensor
+    """`b (k n) d`, class token and registers first, as those of `taps`."""
+    taps: tuple[Tensor, ...]
+    attention: tuple[Tensor, ...] = ()
 
 
 class VolumeViT(nn.Module):
@@ -76,7 +118,7 @@ class VolumeViT(nn.Module):
         self.channels: int = config.channels or 1
         self.patch: Triple = config.patch
         self.width, self.depth, self.heads = size_of(config)
-        self.embedding = PatchEmbedding(self.channels, self.patch, self.width)
+        self.embedding = _embedding(config, self.channels, self.width)
         self.positions = Positions(
             config.positions,
             self.width,
@@ -94,6 +136,11 @@ class VolumeViT(nn.Module):
     def preset(cls, name: str, **fields: object) -> VolumeViT:
         """An encoder by its preset's name; `fields` are those of `EncoderConfig`."""
         return cls(replace(EncoderConfig(), preset=name, **fields))  # type: ignore[arg-type]
+
+    @property
+    def voxels_per_patch(self) -> int:
+        """Numbers behind a token, over all channels: what is predicted of one."""
+        return self.channels * math.prod(self.patch)
 
     @property
     def prefix(self) -> int:
@@ -129,16 +176,65 @@ class VolumeViT(nn.Module):
             ShapeError: voxels of another number of axes or channels, or taps out of range.
             UserError: positions are in millimetres and no spacing is known.
         """
+        self._check_blocks((*taps, *attention_maps))
+        given = self._embedded(Crops(voxels, spacing_mm, valid, split, replaced, cut))
+        seen = self._with_prefix(given.token_valid)
+        stream = self._run(given.tokens, given.rotation, taps, attention_maps, valid=seen)
+        return self._states(given, stream._replace(tokens=self.norm(stream.tokens)))
+
+    def forward_packed(
+        self, crops: Sequence[Crops], *, taps: Sequence[int] = ()
+    ) -> list[HiddenStates]:
+        """What `forward` gives for each group of crops, all encoded as one sequence.
+
+        Groups may differ in everything: size, spacing, split. Only tokens that are valid enter the
+        sequence, and each sample's attend to its own alone (sequence packing; Dehghani et al.,
+        arXiv:2307.06304). States of padding are 0.
+
+        Args:
+            crops: the groups, at least one.
+            taps: as `forward`'s.
+
+        Raises:
+            ShapeError: as `forward`, or there is no group.
+            UserError: as `forward`.
+        """
+        if not crops:
+            raise ShapeError("VolumeViT.forward_packed expects at least one group of crops")
+        self._check_blocks(taps)
+        groups = [self._embedded(one) for one in crops]
+        sizes = [(group.tokens.shape[0], group.tokens.shape[1]) for group in groups]
+        packing = Packing(sizes, [self._with_prefix(group.token_valid) for group in groups])
+
+        tokens = packing.pack([group.tokens for group in groups])
+        rotation = _packed_rotation([group.rotation for group in groups], packing)
+        stream = self._run(tokens, rotation, taps, segments=packing.segments)
+
+        last = packing.unpack(self.norm(stream.tokens))
+        tapped = [packing.unpack(tap) for tap in stream.taps]
+        return [
+            self._states(group, _Stream(last[i], tuple(tap[i] for tap in tapped)))
+            for i, group in enumerate(groups)
+        ]
+
+    def _embedded(self, crops: Crops) -> _Embedded:
+        """From voxels to the tokens that the first block gets."""
+        voxels, spacing_mm, valid, split, replaced, cut = crops
         check_shape(voxels, "b c x y z", "VolumeViT")
         if voxels.shape[1] != self.channels:
             raise ShapeError(f"VolumeViT has {self.channels} channels, got {voxels.shape[1]}")
-        self._check_blocks((*taps, *attention_maps))
 
         # From voxels to tokens.
         box = None if valid is None else valid_box(valid)
-        crop, patches = cut or cut_crop(voxels, valid, self.patch)
+        cut = cut or cut_crop(voxels, valid, self.patch)
+        crop, patches = cut
         index = None if split is None else split.visible
-        tokens = self.embedding(patches, index)
+        if isinstance(self.embedding, ConvStem):
+            # A token that knows of its surroundings would know what is masked beside it.
+            is_masked = split is not None or replaced is not None
+            tokens = self.embedding(cut, index, is_masked=is_masked)
+        else:
+            tokens = self.embedding(patches, index)
         if replaced is not None:
             masked = replaced.masked[..., None]
             tokens = torch.where(masked, replaced.token.to(tokens.dtype), tokens)
@@ -150,63 +246,63 @@ class VolumeViT(nn.Module):
         tokens = tokens if added is None else tokens + added
         rotation = self.positions.rotation(coordinates, index, self.prefix)
 
-        # Through the blocks.
+        # The residual stream has the weights' precision, also under autocast.
+        tokens = tokens.to(self.norm.weight.dtype)
+        first = [part for part in (self.class_token, self.registers) if part is not None]
+        tokens = torch.cat([part.expand(len(tokens), -1, -1) for part in first] + [tokens], dim=1)
         token_valid = crop.token_valid if split is None else split.visible_valid
-        token_valid = _unless_all(token_valid)
-        tokens, tapped, maps = self._run(tokens, rotation, token_valid, taps, attention_maps)
-        tokens = self.norm(tokens)
-        k = self.prefix
-        return HiddenStates(
-            tokens[:, k:],
-            tapped,
-            crop.grid,
-            token_valid,
-            prefix=tokens[:, :k] if k else None,
-            coordinates=coordinates,
-            attention=maps,
-            has_class_token=self.class_token is not None,
-        )
+        return _Embedded(tokens, rotation, _unless_all(token_valid), crop.grid, coordinates)
+
+    def _with_prefix(self, token_valid: Tensor | None) -> Tensor | None:
+        """Which of the sequence may be looked at, `b (k n)`: class token and registers always."""
+        if token_valid is None or not self.prefix:
+            return token_valid
+        always = token_valid.new_ones((len(token_valid), self.prefix))
+        return torch.cat([always, token_valid], dim=1)
 
     def _run(
         self,
         tokens: Tensor,
         rotation: Rotation | None,
-        token_valid: Tensor | None,
         taps: Sequence[int],
-        attention_maps: Sequence[int],
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        b, k = tokens.shape[0], self.prefix
-        first = [part for part in (self.class_token, self.registers) if part is not None]
-        # The residual stream has the weights' precision, also under autocast.
-        tokens = tokens.to(self.norm.weight.dtype)
-        tokens = torch.cat([part.expand(b, -1, -1) for part in first] + [tokens], dim=1)
-        valid = token_valid
-        if valid is not None and k:
-            valid = torch.cat([valid.new_ones((b, k)), valid], dim=1)
+        attention_maps: Sequence[int] = (),
+        *,
+        valid: Tensor | None = None,
+        segments: Segments | None = None,
+    ) -> _Stream:
+        """Through the blocks: `b n d`, or `1 n d` in segments."""
         streams: dict[int, Tensor] = {}
         maps: dict[int, Tensor] = {}
         for passed, block in enumerate(self.blocks, start=1):
-            state = self._through(block, tokens, rotation, valid, passed in attention_maps)
+            wants_map = passed in attention_maps
+            state = self._through(block, tokens, rotation, valid, wants_map, None, segments)
             tokens = state.tokens
             if passed in taps:
-                streams[passed] = tokens[:, k:]
+                streams[passed] = tokens
             if state.attention is not None:
                 maps[passed] = state.attention
-        return tokens, tuple(streams[i] for i in taps), tuple(maps[i] for i in attention_maps)
+        return _Stream(
+            tokens, tuple(streams[i] for i in taps), tuple(maps[i] for i in attention_maps)
+        )
 
-    def _through(
-        self,
-        block: nn.Module,
-        tokens: Tensor,
-        rotation: Rotation | None,
-        valid: Tensor | None,
-        wants_map: bool,
-    ) -> Attended:
+    def _states(self, given: _Embedded, stream: _Stream) -> HiddenStates:
+        """What is handed out, the prefix apart."""
+        k = self.prefix
+        return HiddenStates(
+            stream.tokens[:, k:],
+            tuple(tap[:, k:] for tap in stream.taps),
+            given.grid,
+            given.token_valid,
+            prefix=stream.tokens[:, :k] if k else None,
+            coordinates=given.coordinates,
+            attention=stream.attention,
+            has_class_token=self.class_token is not None,
+        )
+
+    def _through(self, block: nn.Module, *given: object) -> Attended:
         if self.config.checkpointing and torch.is_grad_enabled():
-            state = checkpoint(block, tokens, rotation, valid, wants_map, use_reentrant=False)
-        else:
-            state = block(tokens, rotation, valid, wants_map)
-        return Attended(*state)
+            return Attended(*checkpoint(block, *given, use_reentrant=False))
+        return Attended(*block(*given))
 
     def _block(self, i: int) -> Block:
         config = self.config
@@ -235,10 +331,26 @@ class VolumeViT(nn.Module):
             raise ShapeError(f"taps lie between 1 and {self.depth}, got {tuple(numbers)}")
 
 
+def _embedding(config: EncoderConfig, channels: int, width: int) -> PatchEmbedding | ConvStem:
+    if config.stem == "convolutional":
+        return ConvStem(channels, config.patch, width, config.stem_width)
+    if config.stem == "patches":
+        return PatchEmbedding(channels, config.patch, width)
+    raise ConfigError(f"`encoder.stem {config.stem}` is not one of patches, convolutional")
+
+
 def _tokens(count: int, width: int) -> nn.Parameter | None:
     if not count:
         return None
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(count, width), std=0.02))
+
+
+def _packed_rotation(rotations: Sequence[Rotation | None], packing: Packing) -> Rotation | None:
+    known = [rotation for rotation in rotations if rotation is not None]
+    if not known:
+        return None
+    cosines, sines = zip(*known, strict=True)
+    return Rotation(packing.pack(cosines), packing.pack(sines))
 
 
 def _unless_all(valid: Tensor | None) -> Tensor | None:

@@ -37,10 +37,12 @@ class Autoencoder(Masked):
     def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
         config = config or PretextConfig(name="autoencoder")
         super().__init__(encoder, replace(config, decode_fraction=1.0))
-        self.head = nn.Linear(encoder.width, encoder.embedding.projection.in_features)
+        self.head = nn.Linear(encoder.width, encoder.voxels_per_patch)
         initialise(self.head, encoder.config.initialisation)
 
-    def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
+    def forward(  # type: ignore[override]  # of one size: `needs` asks for no more
+        self, batch: CropBatch, moment: Moment
+    ) -> Outcome:
         """The error of all voxels, averaged by weight.
 
         Args:

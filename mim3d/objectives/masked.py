@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from mim3d.config.sections import PretextConfig
-from mim3d.data.batch import BatchNeeds, CropBatch
-from mim3d.foundation.errors import ConfigError
+from mim3d.data.batch import BatchNeeds, CropBatch, CropBatches
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.blocks import initialise
 from mim3d.models.mae_decoder import DECODERS
-from mim3d.models.vit import HiddenStates, Replacement, VolumeViT
+from mim3d.models.vit import Crops, HiddenStates, Replacement, VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.panels import reconstruction
 from mim3d.objectives.targets import PatchTarget, patch_target, voxel_error, weighted_mean
@@ -30,6 +31,7 @@ from mim3d.tokens.masking import (
     noise,
     sampled,
     split_tokens,
+    unmasked,
 )
 from mim3d.tokens.patches import CutCrop, PaddedCrop, cut_crop, patchify
 
@@ -55,11 +57,19 @@ class Question:
     target: PatchTarget
     weights: Tensor | None
 
+    @property
+    def weight(self) -> Tensor:
+        """What all its voxels count together, a scalar."""
+        truth = self.target.values
+        if self.weights is None:
+            return truth.new_tensor(truth.numel(), dtype=torch.float32)
+        return self.weights.expand_as(truth).sum()
+
 
 class Masked(Task):
     """What MAE and SimMIM share: mask, target, weights, loss, logs and pictures.
 
-    A subclass says how patches are predicted.
+    A subclass says what the encoder is given and how patches are read off its states.
     """
 
     needs = BatchNeeds()
@@ -78,24 +88,63 @@ class Masked(Task):
             # It takes no part, and a parameter without gradient stops distributed training.
             encoder.norm.requires_grad_(False)
 
-    def predict(self, batch: CropBatch, question: Question) -> Tensor:
-        """Patches at `question.index`, `b q p`."""
+    def given(self, batch: CropBatch, question: Question) -> Crops:
+        """What the encoder gets to see."""
         raise NotImplementedError
 
-    def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
+    def read(self, states: HiddenStates, question: Question) -> Tensor:
+        """Patches at `question.index`, `b q p`, from the states of what it saw."""
+        raise NotImplementedError
+
+    def states(self, batch: CropBatch, question: Question) -> HiddenStates:
+        """Hidden states of what the encoder gets to see."""
+        given = self.given(batch, question)
+        if self.config.drop_air:
+            # Samples keep very different numbers of tokens: packed, none is filled up.
+            return self.encoder.forward_packed([given], taps=self._taps)[0]
+        states: HiddenStates = self.encoder(
+            given.voxels,
+            given.spacing_mm,
+            valid=given.valid,
+            split=given.split,
+            replaced=given.replaced,
+            cut=given.cut,
+            taps=self._taps,
+        )
+        return states
+
+    def predict(self, batch: CropBatch, question: Question) -> Tensor:
+        """Patches at `question.index`, `b q p`."""
+        return self.read(self.states(batch, question), question)
+
+    def forward(self, batch: CropBatch | CropBatches, moment: Moment) -> Outcome:
         """The error of the predicted voxels, averaged by weight.
 
         Args:
-            batch: crops; labels are not looked at.
+            batch: crops, of one size or of several, which are encoded as one sequence; labels are
+                not looked at.
             moment: the keys of the masks follow from it and from the crops' ids.
         """
+        if isinstance(batch, CropBatches):
+            return self._of_several(batch.parts, moment)
         question = self.question(batch, moment)
         return self.judged(self.predict(batch, question), question, batch, moment)
+
+    def _of_several(self, parts: Sequence[CropBatch], moment: Moment) -> Outcome:
+        """The same numbers as of all crops padded to one size; pictures of the first size."""
+        questions = [self.question(part, moment) for part in parts]
+        given = [self.given(part, q) for part, q in zip(parts, questions, strict=True)]
+        states = self.encoder.forward_packed(given, taps=self._taps)
+        outcomes = []
+        for part, question, seen in zip(parts, questions, states, strict=True):
+            outcomes.append(self.judged(self.read(seen, question), question, part, moment))
+            moment = replace(moment, wants_pictures=False)
+        return _averaged(outcomes, [question.weight for question in questions])
 
     def question(self, batch: CropBatch, moment: Moment) -> Question:
         """What this step asks of these crops."""
         cut = cut_crop(batch.voxels, batch.valid, self.encoder.patch)
-        split = self._split(cut.crop, self._mask_keys(batch, moment))
+        split = self._split(cut.crop, self._mask_keys(batch, moment), batch.air)
         return self._ask(batch, cut, split, self._asked(split, batch, moment))
 
     def judged(
@@ -107,8 +156,12 @@ class Masked(Task):
         logs = {
             "loss": loss.detach(),
             "mean_predictor": mean_predictor(truth, question.weights, kind),
-            "masked_share": _masked_share(question.split, question.cut.crop),
+            "masked_share": _masked_share(question.split),
         }
+        if self.config.target == "raw":
+            # Of normalised patches it is the mean predictor itself.
+            each = patch_mean_predictor(truth, question.weights, kind)
+            logs["patch_mean_predictor"] = each
         if not moment.wants_pictures:
             return Outcome(loss, logs)
         if self.config.decode_fraction < 1:
@@ -120,9 +173,11 @@ class Masked(Task):
     def _mask_keys(self, batch: CropBatch, moment: Moment) -> Tensor:
         return moment.keys(batch, "mask")
 
-    def _split(self, crop: PaddedCrop, keys: Tensor) -> TokenSplit:
+    def _split(self, crop: PaddedCrop, keys: Tensor, air: Tensor | None = None) -> TokenSplit:
         valid, ratio, rounding = crop.token_valid, self.config.mask_ratio, self.config.rounding
         scores = self.strategy(crop.grid, keys, valid, None)
+        if self.config.drop_air:
+            valid = tokens_with_body(crop, air)
         if valid is None:
             return split_tokens(scores, count(ratio, crop.grid.n, rounding))
         # A crop that is nearly all padding keeps one token visible rather than stop the run.
@@ -189,6 +244,8 @@ class MaskedAutoencoder(Masked):
         config: the pretext task; none is MAE's defaults.
     """
 
+    needs = BatchNeeds(several_sizes=True)
+
     def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
         config = config or PretextConfig(name="mae")
         super().__init__(encoder, config)
@@ -199,18 +256,15 @@ class MaskedAutoencoder(Masked):
             heads=config.decoder_heads,
         )
 
-    def predict(self, batch: CropBatch, question: Question) -> Tensor:
-        """Patches decoded from the visible tokens' states, `b q p`."""
-        split = question.split
-        states = self.encoder(
-            batch.voxels,
-            batch.spacing_mm,
-            valid=batch.valid,
-            split=split,
-            taps=self._taps,
-            cut=question.cut,
+    def given(self, batch: CropBatch, question: Question) -> Crops:
+        """The visible tokens alone."""
+        return Crops(
+            batch.voxels, batch.spacing_mm, batch.valid, split=question.split, cut=question.cut
         )
-        patches: Tensor = self.decoder(states, self._last(states), split, question.index)
+
+    def read(self, states: HiddenStates, question: Question) -> Tensor:
+        """Patches decoded from the visible tokens' states, `b q p`."""
+        patches: Tensor = self.decoder(states, self._last(states), question.split, question.index)
         return patches
 
 
@@ -224,38 +278,54 @@ class SimMIM(Masked):
         config: the pretext task; none is the defaults.
     """
 
+    needs = BatchNeeds(several_sizes=True)
+
     def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
         config = config or PretextConfig(name="simmim")
         super().__init__(encoder, config)
         width = encoder.width
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-        self.head = nn.Linear(width, encoder.embedding.projection.in_features)
+        self.head = nn.Linear(width, encoder.voxels_per_patch)
         initialise(self.head, encoder.config.initialisation)
 
-    def predict(self, batch: CropBatch, question: Question) -> Tensor:
-        """Patches read off the states, `b q p`."""
-        return self.read(self.states(batch, question), question)
-
-    def states(self, batch: CropBatch, question: Question) -> HiddenStates:
-        """Hidden states of all tokens of the crops, with mask tokens among them."""
-        hidden = is_masked(question.split, question.cut.crop.grid.n)
-        states: HiddenStates = self.encoder(
+    def given(self, batch: CropBatch, question: Question) -> Crops:
+        """All tokens, with mask tokens among them; of those without air, these behind the rest."""
+        split, shown = question.split, None
+        if self.config.drop_air:
+            shown = unmasked(split)
+            visible = split.visible.shape[1]
+            hidden = torch.arange(shown.visible.shape[1], device=split.visible.device) >= visible
+            hidden = hidden.expand(len(split.visible), -1)
+        else:
+            hidden = is_masked(split, question.cut.crop.grid.n)
+        return Crops(
             batch.voxels,
             batch.spacing_mm,
-            valid=batch.valid,
+            batch.valid,
+            split=shown,
             replaced=Replacement(hidden, self.mask_token),
-            taps=self._taps,
             cut=question.cut,
         )
-        return states
 
     def read(self, states: HiddenStates, question: Question) -> Tensor:
         """Patches at `question.index`, `b q p`, from the states there."""
-        patches: Tensor = self.head(gather(self._last(states), question.index))
+        last = self._last(states)
+        if self.config.drop_air:
+            # As the tokens went in: those that are asked for are the last.
+            last = last[:, last.shape[1] - question.index.shape[1] :]
+        else:
+            last = gather(last, question.index)
+        patches: Tensor = self.head(last)
         return patches
 
 
 def _check_decoding(config: PretextConfig) -> None:
+    if config.drop_air and config.name not in ("mae", "simmim"):
+        raise ConfigError(
+            f"`objective.drop_air` is not for `objective.name {config.name}`",
+            remedy="use `objective.name mae` or `simmim`, or leave it out",
+            code="drop-air",
+        )
     if not 0 < config.decode_fraction <= 1:
         raise ConfigError(
             f"`objective.decode_fraction` is {config.decode_fraction}, expected above 0 to 1",
@@ -286,6 +356,46 @@ def mean_predictor(truth: Tensor, weights: Tensor | None, kind: str) -> Tensor:
     return weighted_mean(voxel_error(mean.expand_as(truth), truth, kind), weights).detach()
 
 
+def patch_mean_predictor(truth: Tensor, weights: Tensor | None, kind: str) -> Tensor:
+    """The loss of answering each patch with its own mean, a scalar: all shape is left out.
+
+    Args:
+        truth: `b q p`.
+        weights: broadcast to it, or None.
+        kind: the error, as in `voxel_error`.
+    """
+    each = torch.ones_like(truth) if weights is None else weights.expand_as(truth)
+    total = each.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(each.dtype).tiny)
+    mean = (truth * each).sum(dim=-1, keepdim=True) / total
+    return weighted_mean(voxel_error(mean.expand_as(truth), truth, kind), weights).detach()
+
+
+def tokens_with_body(crop: PaddedCrop, threshold: Tensor | None) -> Tensor:
+    """Tokens behind which a valid voxel is not air, `b n` bool.
+
+    A crop with fewer than two of them keeps all that are valid: something must be asked.
+
+    Args:
+        crop: the crops.
+        threshold: `b c`, intensity below which a voxel is air.
+
+    Raises:
+        UserError: it is not known.
+    """
+    if threshold is None:
+        raise UserError(
+            "`objective.drop_air` is on and the store does not know what is air in some case",
+            remedy="leave `objective.drop_air` out, or prepare the cohort again",
+            code="no-air",
+        )
+    has_body = ~_air(crop, threshold)
+    if crop.valid is not None:
+        has_body &= crop.valid
+    kept = patchify(has_body[:, None], crop.grid.patch).any(dim=-1)
+    every = torch.ones_like(kept) if crop.token_valid is None else crop.token_valid
+    return torch.where(kept.sum(dim=1, keepdim=True) < 2, every, kept)
+
+
 def _air(crop: PaddedCrop, threshold: Tensor) -> Tensor:
     """Voxels all of whose channels lie below their thresholds, `b x y z` bool."""
     return (crop.voxels < threshold[:, :, None, None, None]).all(dim=1)
@@ -296,9 +406,26 @@ def _at(voxels: Tensor, grid: TokenGrid, index: Tensor, channels: int) -> Tensor
     return gather(patchify(voxels[:, None], grid.patch), index).repeat(1, 1, channels)
 
 
-def _masked_share(split: TokenSplit, crop: PaddedCrop) -> Tensor:
-    b, m = split.masked.shape
-    masked = split.masked.new_tensor(b * m) if split.masked_valid is None else split.masked_valid
-    valid = crop.token_valid
-    every = split.masked.new_tensor(b * crop.grid.n) if valid is None else valid
-    return masked.sum() / every.sum().clamp_min(1)
+def _masked_share(split: TokenSplit) -> Tensor:
+    """Of the tokens that take part."""
+    masked, visible = (
+        part.new_tensor(part.numel()) if real is None else real.sum()
+        for part, real in (
+            (split.masked, split.masked_valid),
+            (split.visible, split.visible_valid),
+        )
+    )
+    return masked / (masked + visible).clamp_min(1)
+
+
+def _averaged(outcomes: Sequence[Outcome], weights: Sequence[Tensor]) -> Outcome:
+    """One outcome of several, by weight, with the pictures of the first."""
+    shares = torch.stack(list(weights))
+    shares = shares / shares.sum().clamp_min(torch.finfo(shares.dtype).tiny)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return (torch.stack(list(values)) * shares).sum()
+
+    first = outcomes[0]
+    logs = {name: mean([one.logs[name] for one in outcomes]) for name in first.logs}
+    return Outcome(mean([one.loss for one in outcomes]), logs, first.pictures)

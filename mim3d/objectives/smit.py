@@ -71,7 +71,9 @@ class SMIT(SimMIM):
         self.token_centre = self.prototypes.centre(teacher)
         self.whole_centre = self.prototypes.centre(teacher)
 
-    def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
+    def forward(  # type: ignore[override]  # of one size: `needs` asks for no more
+        self, batch: CropBatch, moment: Moment
+    ) -> Outcome:
         """The weighted sum of voxel error and both cross-entropies.
 
         Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -275,6 +275,18 @@ def joined(first: Picked, second: Picked) -> Picked:
         for part in (first, second)
     ]
     return Picked(index, torch.cat(every, dim=1))
+
+
+def unmasked(split: TokenSplit) -> TokenSplit:
+    """The same partition with nothing hidden: the masked tokens stand behind the visible."""
+    every = joined(split.seen, split.hidden)
+    return replace(
+        split,
+        visible=every.index,
+        masked=split.masked[:, :0],
+        visible_valid=every.real,
+        masked_valid=None,
+    )
 
 
 def sampled(tokens: Picked, chance: Tensor, fraction: float) -> Picked:

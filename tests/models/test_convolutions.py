@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from scipy.ndimage import map_coordinates
 
 from mim3d.models.convolutions import (
     Conv3,
+    Interpolation,
     TapPath,
     depth_to_space,
     instance_norm,
     space_to_depth,
+    upsample,
 )
 
 
@@ -51,6 +55,49 @@ def test_a_tap_path_grows_by_its_strides() -> None:
 
     assert path(torch.randn(1, 6, 2, 3, 5)).shape == (1, 4, 8, 12, 10)
     assert TapPath(6, 4, [])(torch.randn(1, 6, 2, 3, 5)).shape == (1, 4, 2, 3, 5)
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (2, 2, 1), (1, 2, 4)])
+def test_an_interpolation_is_linear_between_voxels_and_then_a_convolution(
+    stride: tuple[int, int, int],
+) -> None:
+    torch.manual_seed(0)
+    step = Interpolation(6, 4, stride)
+    features = torch.randn(1, 6, 5, 3, 7)
+
+    found = step(features)
+
+    low = torch.einsum("oi,bixyz->boxyz", step.linear.weight[:, :, 0, 0, 0], features)[0]
+    size = [side * factor for side, factor in zip((5, 3, 7), stride, strict=True)]
+    # Voxel i of the finer grid has its centre at (i + 1/2) / factor - 1/2 of the coarser one.
+    where = [(np.arange(n) + 0.5) / f - 0.5 for n, f in zip(size, stride, strict=True)]
+    places = np.meshgrid(*where, indexing="ij")
+    between = np.stack(
+        [map_coordinates(one, places, order=1, mode="nearest") for one in low.detach().numpy()]
+    )
+    expected = F.conv3d(torch.from_numpy(between)[None], step.conv.weight, padding=1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_interpolation_leaves_no_pattern_of_boxes_and_a_transposed_convolution_does() -> None:
+    torch.manual_seed(0)
+    flat = torch.ones(1, 6, 5, 4, 6)
+
+    with torch.no_grad():
+        smooth, boxes = (
+            up(6, 4, (2, 2, 2))(flat)[..., 1:-1, 1:-1, 1:-1] for up in (Interpolation, upsample)
+        )
+
+    assert float(smooth.std(dim=(2, 3, 4)).max()) < 1e-5
+    assert float(boxes.std(dim=(2, 3, 4)).min()) > 0.05
+
+
+def test_without_a_stride_an_interpolation_is_a_linear_map() -> None:
+    step = Interpolation(6, 4, (1, 1, 1))
+    features = torch.randn(1, 6, 5, 3, 7)
+
+    assert [name for name, _ in step.named_parameters()] == ["linear.weight"]
+    torch.testing.assert_close(step(features), F.conv3d(features, step.linear.weight))
 
 
 def _weight_gradient(

@@ -67,7 +67,8 @@ def test_every_tap_reaches_the_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sees"), [("unetr", True), ("half", True), ("hybrid", True), ("light", False)]
+    ("name", "sees"),
+    [("unetr", True), ("half", True), ("interpolate", True), ("hybrid", True), ("light", False)],
 )
 def test_raw_voxels_reach_the_logits_unless_light(name: str, sees: bool) -> None:
     network = encoder(patch=(4, 4, 4))
@@ -112,6 +113,20 @@ def test_channels_double_with_every_level_down() -> None:
 
     outs = [level.up.out_channels for level in reader.trunk.levels]  # type: ignore[union-attr]
     assert outs == [32, 16, 8, 4]
+
+
+def test_interpolate_is_unetr_but_for_how_levels_grow() -> None:
+    network = encoder(patch=(16, 16, 4))
+    plain, smooth = decoder("unetr", network), decoder("interpolate", network)
+
+    outs = [level.up.linear.out_channels for level in smooth.trunk.levels]  # type: ignore[union-attr]
+    assert outs == [32, 16, 8, 4]
+    grown = (".up.", "paths.")
+    for one, other in ((plain, smooth), (smooth, plain)):
+        alike = {n: p.shape for n, p in one.named_parameters() if not any(g in n for g in grown)}
+        theirs = dict(other.named_parameters())
+        assert all(theirs[n].shape == shape for n, shape in alike.items())
+    assert not [m for m in smooth.modules() if isinstance(m, torch.nn.ConvTranspose3d)]
 
 
 def test_half_resolution_logits_start_without_a_pattern_of_period_two() -> None:
