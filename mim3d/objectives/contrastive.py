@@ -13,7 +13,7 @@ from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrastive_losses import nt_xent, vicreg
-from mim3d.objectives.gathering import gathered, rank_offset
+from mim3d.objectives.gathering import gathered, rank_offset, world
 from mim3d.objectives.heads import Projector, pooled
 from mim3d.objectives.health import embedding_logs
 from mim3d.objectives.views import split_views
@@ -34,10 +34,13 @@ class TwoViews(Task):
         config: `contrast` says how.
     """
 
+    compares = True
+    """Whether crops are compared with each other, not only with their other view."""
+
     def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
         super().__init__()
         _check_range(config)
-        self.config = config.contrast
+        self.name, self.config = config.name, config.contrast
         self.needs = BatchNeeds(views=2, min_overlap=self.config.min_overlap)
         self.encoder = encoder
         self.projector = self._projector()
@@ -65,6 +68,7 @@ class TwoViews(Task):
             ConfigError: too few crops to compare.
         """
         features = self.features(batch)
+        self._require_crops(len(features) // 2 * (world() if self.training else 1))
         loss, logs = self.loss(features, batch, moment)
         return Outcome(loss, {"loss": loss.detach(), **embedding_logs(_first(features)), **logs})
 
@@ -75,8 +79,36 @@ class TwoViews(Task):
     def _projector(self) -> Projector:
         config = self.config
         return Projector(
-            self.encoder.width, config.projector_width, config.projector_depth, config.projector_out
+            self.encoder.width,
+            config.projector_width,
+            config.projector_depth,
+            config.projector_out,
+            norm=config.projector_norm,
         )
+
+    def _projected(self, features: Tensor) -> Tensor:
+        return self.projector(features, together=self.training)  # type: ignore[no-any-return]
+
+    def _require_crops(self, crops: int) -> None:
+        """Refuses a micro-batch in which there is nothing that a crop can be compared with."""
+        if crops >= 2:
+            return
+        if self.compares:
+            raise ConfigError(
+                f"`objective.name {self.name}` compares the crops of a micro-batch, which has one "
+                "alone",
+                remedy="use a larger `training.batch_size`, less `training.accumulation`, or "
+                "`objective.name byol` with `--objective.contrast.projector_norm layer`",
+                code="batch-size",
+            )
+        if self.config.projector_norm == "batch":
+            raise ConfigError(
+                "`objective.contrast.projector_norm batch` is over the crops of a micro-batch, "
+                "which has one alone",
+                remedy="use a larger `training.batch_size`, less `training.accumulation`, or "
+                "`--objective.contrast.projector_norm layer`",
+                code="batch-size",
+            )
 
     def _every(self, rows: Tensor) -> Tensor:
         return gathered(rows) if self.training else rows
@@ -106,9 +138,8 @@ class SimCLR(TwoViews):
         self, features: Tensor, batch: CropBatch, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """NT-Xent, and how far embeddings are from collapse."""
-        one, two = self.projector(features).chunk(2)
+        one, two = self._projected(features).chunk(2)
         every_one, every_two = self._every(one), self._every(two)
-        require_crops("simclr", len(every_one))
         loss = nt_xent(
             one,
             two,
@@ -128,10 +159,8 @@ class VICReg(TwoViews):
         self, features: Tensor, batch: CropBatch, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of VICReg's terms, each of which is logged."""
-        one, two = self.projector(features).chunk(2)
-        every = self._every(one), self._every(two)
-        require_crops("vicreg", len(every[0]))
-        terms, config = vicreg(*every), self.config
+        one, two = self._projected(features).chunk(2)
+        terms, config = vicreg(self._every(one), self._every(two)), self.config
         loss = (
             config.invariance_weight * terms.invariance
             + config.variance_weight * terms.variance
@@ -143,17 +172,6 @@ class VICReg(TwoViews):
             "covariance": terms.covariance.detach(),
         }
         return loss, {**logs, **projector_logs(one)}
-
-
-def require_crops(name: str, crops: int) -> None:
-    """Raises `ConfigError` where there is nothing that a crop can be compared with."""
-    if crops < 2:
-        raise ConfigError(
-            f"`objective.name {name}` compares the crops of a micro-batch, which has one alone",
-            remedy="use a larger `training.batch_size`, less `training.accumulation`, or "
-            "`objective.name byol`",
-            code="batch-size",
-        )
 
 
 def projector_logs(z: Tensor) -> dict[str, Tensor]:
@@ -170,7 +188,9 @@ def _number(case_id: str) -> int:
     """A number that stands for a case in every process."""
     if not case_id:
         return UNKNOWN
-    return int.from_bytes(hashlib.blake2b(case_id.encode(), digest_size=7).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(case_id.encode("utf-8", "surrogatepass"), digest_size=7).digest(), "little"
+    )
 
 
 def _check_range(config: PretextConfig) -> None:

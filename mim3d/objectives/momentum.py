@@ -9,10 +9,9 @@ from mim3d.config.sections import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.contrastive import TwoViews, projector_logs, require_crops
+from mim3d.objectives.contrastive import TwoViews, projector_logs
 from mim3d.objectives.contrastive_losses import byol, info_nce
 from mim3d.objectives.heads import Predictor, Projector, pooled
-from mim3d.objectives.prototypes import Centre
 from mim3d.objectives.teacher import Teacher
 
 
@@ -24,10 +23,12 @@ class Branch(nn.Module):
         self.encoder = encoder
         self.projector = projector
 
-    def forward(self, voxels: Tensor, spacing_mm: Tensor, valid: Tensor | None) -> Tensor:
-        """Projections of the crops, `b d`; arguments as the encoder's."""
+    def forward(
+        self, voxels: Tensor, spacing_mm: Tensor, valid: Tensor | None, *, together: bool = False
+    ) -> Tensor:
+        """Projections of the crops, `b d`; arguments as the encoder's and the projector's."""
         states = self.encoder(voxels, spacing_mm, valid=valid)
-        projected: Tensor = self.projector(pooled(states))
+        projected: Tensor = self.projector(pooled(states), together=together)
         return projected
 
 
@@ -44,7 +45,9 @@ class Momentum(TwoViews):
     def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
         super().__init__(encoder, config)
         contrast = self.config
-        self.predictor = Predictor(contrast.projector_out, contrast.projector_width)
+        self.predictor = Predictor(
+            contrast.projector_out, contrast.projector_width, norm=contrast.projector_norm
+        )
         self.teacher = Teacher(Branch(encoder, self.projector), contrast.momentum)
 
     def after_update(self, moment: Moment) -> None:
@@ -55,36 +58,30 @@ class Momentum(TwoViews):
         self, features: Tensor, batch: CropBatch
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Predictions of both views, the teacher's answers on both, `2b d` each, and logs."""
-        projected = self.projector(features)
-        taught: Tensor = self.teacher(batch.voxels, batch.spacing_mm, batch.valid)
-        return self.predictor(projected), taught, projector_logs(projected.chunk(2)[0])
+        projected, together = self._projected(features), self.training
+        taught: Tensor = self.teacher(
+            batch.voxels, batch.spacing_mm, batch.valid, together=together
+        )
+        predicted = self.predictor(projected, together=together)
+        return predicted, taught, projector_logs(projected.chunk(2)[0])
 
 
 class BYOL(Momentum):
     """Each view predicts the teacher's answer on the other; no negatives (arXiv:2006.07733).
 
-    A running mean of the answers is taken from them. That is what the published BatchNorm does to
-    what all crops have in common; without either the answers collapse within fifty steps, and
-    statistics of a batch of a few crops are noise. Stores `centre.*` too.
+    BatchNorm in the heads keeps it alive, as in the paper: with LayerNorm all answers are the same
+    within fifty steps.
     """
 
-    def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
-        super().__init__(encoder, config)
-        self.centre = Centre(self.config.projector_out, self.config.centre_momentum)
+    compares = False
 
     def loss(
         self, features: Tensor, batch: CropBatch, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over both directions, 0 to 8."""
         predicted, taught, logs = self._predicted_and_taught(features, batch)
-        self.centre.note(taught[:, None], None, moment)
-        (one, two), (first, second) = predicted.chunk(2), (taught - self.centre.mean).chunk(2)
+        (one, two), (first, second) = predicted.chunk(2), taught.chunk(2)
         return byol(one, second) + byol(two, first), logs
-
-    def after_update(self, moment: Moment) -> None:
-        """The teacher and the centre of its answers follow."""
-        super().after_update(moment)
-        self.centre.update()
 
 
 class MoCoV3(Momentum):
@@ -106,7 +103,6 @@ class MoCoV3(Momentum):
         (one, two), (first, second) = predicted.chunk(2), taught.chunk(2)
         b, temperature = len(one), self.config.temperature
         keys = self._every(first), self._every(second)
-        require_crops("mocov3", len(keys[0]))
         positive = torch.arange(b, device=one.device) + self._first_row(b)
         itself = positive[:, None] == torch.arange(len(keys[0]), device=one.device)
         excluded = self._same_case(batch) & ~itself

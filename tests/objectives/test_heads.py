@@ -12,7 +12,7 @@ from torch import nn
 from mim3d.config.sections import EncoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.heads import Predictor, Projector, pooled
+from mim3d.objectives.heads import BatchNorm, Predictor, Projector, pooled
 
 ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 2), default_spacing_mm=(1, 1, 2))
 SIZE = (11, 13, 7)
@@ -34,6 +34,32 @@ def test_a_projector_is_linear_maps_with_layer_norm_and_gelu_between() -> None:
 
     torch.testing.assert_close(projector(features), expected)
     assert [tuple(p.weight.shape) for p in (first, second, last)] == [(8, 5), (8, 8), (4, 8)]
+
+
+def test_batch_norm_is_torchs_in_value_and_gradients() -> None:
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm(5), nn.BatchNorm1d(5)
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.copy_(torch.randn(5))
+            other.copy_(mine)
+    rows = 3 * torch.randn(7, 5) + 4
+    first, second = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    weights = torch.randn(7, 5)
+
+    (ours(first, together=True) * weights).sum().backward()
+    (theirs(second) * weights).sum().backward()
+
+    torch.testing.assert_close(ours(rows, together=False), theirs(rows))
+    torch.testing.assert_close(first.grad, second.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+def test_with_batch_norm_what_all_rows_have_in_common_does_not_matter() -> None:
+    projector = Projector(5, 8, 2, 4, norm="batch")
+    features = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
+
+    torch.testing.assert_close(projector(features + 7), projector(features), atol=1e-4, rtol=1e-4)
 
 
 def test_rows_of_a_batch_do_not_know_of_each_other() -> None:

@@ -16,6 +16,7 @@ from mim3d.data.batch import IGNORE_INDEX, CropBatch
 from mim3d.data.regions import SCHEMES
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
+from mim3d.models.decoders import SUPERVISED
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
@@ -219,7 +220,7 @@ def crops(size: tuple[int, int, int] = (11, 13, 7)) -> CropBatch:
     )
 
 
-@pytest.mark.parametrize("name", ["unetr", "half"])
+@pytest.mark.parametrize("name", SUPERVISED)
 def test_coarser_levels_are_supervised_with_half_the_weight_of_the_level_above(name: str) -> None:
     network, batch = deep(name, 2), crops()
     task = Segmentation(network, SegmentationConfig(), 3)
@@ -228,7 +229,7 @@ def test_coarser_levels_are_supervised_with_half_the_weight_of_the_level_above(n
 
     logits = network.pyramid(batch.voxels, batch.spacing_mm, valid=batch.valid)
     assert [tuple(one.shape[2:]) for one in logits[1:]] == (
-        [(8, 8, 8), (4, 4, 4)] if name == "unetr" else [(4, 4, 4), (2, 2, 2)]
+        [(4, 4, 4), (2, 2, 2)] if name == "half" else [(8, 8, 8), (4, 4, 4)]
     )
     losses = []
     for one in logits:
@@ -249,7 +250,7 @@ def test_coarser_levels_are_supervised_with_half_the_weight_of_the_level_above(n
     torch.testing.assert_close(outcome.loss, expected)
 
 
-@pytest.mark.parametrize("name", ["unetr", "half"])
+@pytest.mark.parametrize("name", SUPERVISED)
 def test_coarser_heads_learn_and_leave_prediction_alone(name: str) -> None:
     network, batch = deep(name, 1), crops()
     task = Segmentation(network, SegmentationConfig(), 3)
