@@ -88,6 +88,7 @@ def make_store(folder: Path, shapes: Sequence[Sequence[int]], *, labels: bool = 
     classes = ClassTable.from_values([0, 1, 2, 4, 7]) if labels else None
     rule = Normalisation("zscore", -400.0, 400.0, 0.0, 1.0, air=-3.0)
     cases = []
+    (folder / "cases").mkdir(parents=True, exist_ok=True)
     for number, shape in enumerate(shapes):
         case = make_case(tuple(shape), (1.0, 1.5, 3.0), f"case_{number}")
         prepared = PreparedCase(

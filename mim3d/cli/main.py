@@ -21,7 +21,9 @@ import mim3d
 from mim3d.cli.line import Line, read_line
 from mim3d.cli.verbs import VERBS, Call, Verb
 from mim3d.config.tree import similar
+from mim3d.foundation.disk import OUTSIDE, disk_error
 from mim3d.foundation.errors import ConfigError, ExitCode, Interrupted, UserError
+from mim3d.foundation.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from mim3d.workflows.result import Result
@@ -38,8 +40,8 @@ EXAMPLES = (
     "mim3d predict SEGMENTER scan.nii.gz --out DIR",
     "mim3d evaluate DIR LABELS --out results.json",
 )
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 GPU_DEVICES = Path("/dev")
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _ending_on_sigterm():
+        with _ending_on_signals():
             code = _run(arguments)
             sys.stdout.flush()
         return int(code)
@@ -183,7 +185,11 @@ def _explain(error: Exception, *, debug: bool) -> ExitCode:
     if isinstance(error, UserError):
         _complain(error)
         return error.exit_code
-    if _is_out_of_memory(error):
+    if isinstance(error, OSError) and error.errno in OUTSIDE:
+        refusal = disk_error(error, Path(os.fsdecode(error.filename or "the output")))
+        _complain(refusal)
+        return refusal.exit_code
+    if is_out_of_memory(error):
         first = str(error).strip().splitlines()[:1]
         detail = f": {first[0][:200]}" if first else ""
         remedy = "take a smaller batch, crop or window, or `--training.accumulation`"
@@ -206,13 +212,6 @@ def _complain(error: UserError) -> None:
     print(f"{text}\n\nhint: {error.remedy}" if error.remedy else text, file=sys.stderr)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"}:
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-
-
 def _is_under_torchrun(environment: Mapping[str, str]) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment or "LOCAL_RANK" in environment
 
@@ -222,8 +221,8 @@ def _is_first_rank(environment: Mapping[str, str]) -> bool:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Turns SIGTERM into an exit that cleans up; training puts its own handler in its place."""
+def _ending_on_signals() -> Iterator[None]:
+    """Turns what schedulers send into an exit that cleans up; training listens in its own way."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -231,11 +230,13 @@ def _ending_on_sigterm() -> Iterator[None]:
     def end(signum: int, frame: object) -> NoReturn:
         raise SystemExit(int(ExitCode.TERMINATED))
 
-    before = signal.signal(signal.SIGTERM, end)
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, end) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _choose_allocator(environment: MutableMapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mim3d.config.convert import ConvertConfig
 from mim3d.config.plan import FinetunePlanConfig, PretrainPlanConfig
 from mim3d.config.verbs import (
     BenchmarkConfig,
@@ -166,6 +167,13 @@ def _info(call: Call) -> Result:
     return info(call.word("PATH"), reporter=call.reporter)
 
 
+def _convert(call: Call) -> Result:
+    from mim3d.workflows.convert import convert
+
+    checkpoint, out = call.word("CHECKPOINT"), str(call.out)
+    return convert(checkpoint, out=out, config=call.config, said=call.said, **call.writing)
+
+
 def _plan(call: Call) -> Result:
     from mim3d.workflows.plan.plan import plan
 
@@ -291,6 +299,23 @@ VERBS: dict[str, Verb] = {
         positionals=(Positional("PATH", "a store, a run, or a results.json"),),
         switches=frozenset({"json"}),
     ),
+    "convert": Verb(
+        summary="from another program's checkpoint to weights without code",
+        story="Takes the tensors out of a .pt, .pth, .ckpt, .bin or .safetensors file, renames "
+        "them by a key map, and says what became of each. Pickles are opened with `weights_only` "
+        "in a process without network. A run folder takes a whole encoder, for `--init`; a file "
+        "takes every tensor.",
+        examples=(
+            "mim3d convert encoder.pt --out runs/converted --encoder.preset small",
+            "mim3d convert last.ckpt --out weights.safetensors --section state_dict",
+            "mim3d convert model.pth --out runs/theirs --key_map theirs.yaml --dry_run",
+        ),
+        run=_convert,
+        config=ConvertConfig,
+        positionals=(Positional("CHECKPOINT", "the file of weights"),),
+        switches=WRITES | {"config", "json"},
+        needs_out=True,
+    ),
     "plan": Verb(
         summary="what a training will need: parameters, FLOP, memory, data, hours",
         story="Takes one step of the config's real task without numbers, and reckons with what the "
@@ -360,5 +385,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "repeats": ("throughput.repeats",),
     "threads": ("training.threads", "throughput.threads"),
     "shard": ("convergence.shard",),
+    "section": ("convert.section",),
+    "key_map": ("convert.key_map",),
 }
 """Short names: each stands for the first of its settings that the verb has."""

@@ -146,8 +146,10 @@ def _exact_background(sample: NDArray[np.float64]) -> float | None:
 def _noise_threshold(sample: NDArray[np.float64]) -> float | None:
     if sample.size < 100:
         return None
-    base = min(0.0, float(np.quantile(sample, 0.001)))
-    values = np.minimum(sample, np.quantile(sample, 0.99)) - base
+    # Clipped at both ends: a few voxels of -1e6 must not become the range of the histogram.
+    first, last = (float(value) for value in np.quantile(sample, (0.01, 0.99)))
+    base = min(0.0, first)
+    values = np.clip(sample, base, last) - base
     lower = values
     # Bright fat can make the first split one between tissues; air is then in the lower part's.
     for _ in range(3):

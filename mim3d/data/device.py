@@ -69,7 +69,7 @@ class DeviceCutter:
         device = volumes.voxels.device
         visits = [Visit(slot, number) for slot, number in numbers.visits.tolist()]
         facts = [self._sources.facts(self._plan.case_of(visit)) for visit in visits]
-        size = self._plan.config.crop_size
+        size = self._plan.size(0, int(numbers.crop_ids[0]))  # of crops of a run, at any step
         cut = cut_batch(volumes, [places[visit] for visit in visits], facts, numbers, size)
         airs = [fact.air for fact in facts if fact.air is not None]
         air = to_device(np.stack(airs), device) if len(airs) == len(facts) else None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mim3d.config.sections import AugmentationConfig
 from mim3d.data import augment
-from mim3d.data.crops import FIXED_STEP, SamplingPlan, crop_to_volume
+from mim3d.data.crops import FIXED_STEP, SamplingPlan, crop_to_volume, smoothing
 from mim3d.data.workers import ALIGNMENT
 from mim3d.foundation.randomness import RandomStream
 
@@ -29,6 +29,8 @@ class CropNumbers:
         crop_ids: `b`, int64, places in the global batch; views share them.
         to_volume: `b 4 4`, float64, crop voxel to volume voxel, before mirroring and turning.
         orientation: `b 4 4`, float64, voxel after mirroring and turning to voxel before.
+        smoothing: `b 3`, float64, deviation of the Gaussian that goes before a warp to larger
+            voxels, along the volume's axes, in its voxels.
         warped: `b` bool, whether `to_volume` is more than a shift by whole voxels.
         mirrored: `b` bool, whether x was mirrored.
         intensity: `b 5`, float64: scale, shift, gamma, deviation of noise and of blur.
@@ -39,6 +41,7 @@ class CropNumbers:
     crop_ids: Tensor
     to_volume: Tensor
     orientation: Tensor
+    smoothing: Tensor
     warped: Tensor
     mirrored: Tensor
     intensity: Tensor
@@ -47,7 +50,7 @@ class CropNumbers:
 
 def numbers_bytes(crops: int) -> int:
     """What the numbers of so many crops need in a worker's slot, at most."""
-    words, flags = 2 + 1 + 16 + 16 + 5 + 1, 2  # of eight bytes, and of one
+    words, flags = 2 + 1 + 16 + 16 + 3 + 5 + 1, 2  # of eight bytes, and of one
     return crops * (8 * words + flags) + ALIGNMENT * len(fields(CropNumbers))
 
 
@@ -64,10 +67,10 @@ def draw_numbers(
         plan: which case and place.
         config: what may happen to a crop.
         step: of the run, or `FIXED_STEP`, at which nothing happens.
-        indices: places in the global batch.
+        indices: places in the global batch, of crops of one size.
         views: crops of one sample, each with a place and an augmentation of its own.
     """
-    size = plan.config.crop_size
+    size = plan.size(step, indices[0])
     visits = [plan.visit(step, index) for index in indices]
     changes: list[augment.AugmentationPlan] = []
     matrices, orientations = [], []
@@ -81,9 +84,10 @@ def draw_numbers(
             matrix = np.eye(4)
             matrix[:3, 3] = crop.start
             warp = change.warp_matrix
-            matrices.append(
-                matrix if warp is None else crop_to_volume(plan.open_case(crop.case_id), crop, warp)
-            )
+            if warp is not None:
+                case = plan.open_case(crop.case_id)
+                matrix = crop_to_volume(case, crop, warp, change.rescale)
+            matrices.append(matrix)
             turned = change.turns > 0
             orientation = augment.mirror_matrix(change, size)
             orientations.append(
@@ -95,6 +99,7 @@ def draw_numbers(
         crop_ids=torch.tensor(list(indices) * views, dtype=torch.int64),
         to_volume=torch.from_numpy(np.stack(matrices)),
         orientation=torch.from_numpy(np.stack(orientations)),
+        smoothing=torch.from_numpy(np.stack([smoothing(change.rescale) for change in changes])),
         warped=torch.tensor([change.warp is not None for change in changes]),
         mirrored=torch.tensor([change.flips[0] for change in changes]),
         intensity=torch.tensor(

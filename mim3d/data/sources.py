@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from mim3d.config.sections import DataConfig
 from mim3d.data.batched import VolumeFacts, Volumes
 from mim3d.data.intensity import Normalisation
-from mim3d.data.room import available_bytes, remedy
+from mim3d.data.room import remedy
 from mim3d.data.store import Store, StoreCase
 from mim3d.data.store.writing import intensities
 from mim3d.foundation.errors import ConfigError, ResourceError
+from mim3d.foundation.machine import available_bytes
 
 OPEN_CASES = 128
 """Files a process keeps open. Opening and checking one costs as much as a small crop; each may hold

@@ -76,12 +76,15 @@ class Volume:
         affine: (4, 4) float64, voxel centre to millimetres, RAS+.
         notes: what was odd about the file.
         origin: the way back to the file's own grid.
+        unusable: `c x y z`, bool: voxels that were no usable numbers and hold a replacement, which
+            statistics leave out; None where every one was.
     """
 
     voxels: NDArray[Any]
     affine: NDArray[np.float64]
     notes: tuple[Note, ...] = ()
     origin: Origin = field(kw_only=True)
+    unusable: NDArray[np.bool_] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_shape(self.voxels, "c x y z", "Volume")
@@ -125,7 +128,15 @@ class Volume:
             voxels = voxels[None]
         if voxels.shape[1:] != self.shape:
             raise ShapeError(f"Volume of {self.shape} cannot hold voxels of {voxels.shape}")
-        return replace(self, voxels=voxels)
+        return replace(self, voxels=voxels, unusable=None)
+
+    def measurable(self) -> NDArray[Any]:
+        """The voxels as statistics are taken of them: NaN where there was no usable number."""
+        if self.unusable is None:
+            return self.voxels
+        voxels = self.voxels.astype(np.float32)
+        voxels[self.unusable] = np.nan
+        return voxels
 
 
 def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:

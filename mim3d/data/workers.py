@@ -33,6 +33,8 @@ SLOTS = 2
 """Steps a worker may be ahead."""
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 """Fork shares volumes that are held in memory; macOS libraries do not survive it."""
+IGNORED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGHUP")
+"""Schedulers send these to all processes of a job."""
 ALIGNMENT = 64
 PATIENCE = 5.0
 """Seconds after which an idle worker looks whether its parent is still there."""
@@ -179,8 +181,9 @@ def _work(
     make: Callable[[Any], list[Any]], connection: Connection, slots: list[Tensor], parent: int
 ) -> None:
     # The parent decides what an interruption means and ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in IGNORED:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
     while True:
         while not connection.poll(PATIENCE):

@@ -8,7 +8,9 @@
 | empty     | empty      | not in the mean  | not in the mean         | absent       |
 
 A case without any prediction is missed for every structure, even one its reference lacks, so that
-leaving a prediction out never pays.
+leaving a prediction out never pays. What its reference lacks would otherwise not be in the mean at
+all, and the diagonal of a small image could lie below that mean: there the charge is that of the
+cohort's largest image.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ def score_case(
     subject: str | None = None,
     nsd_tolerance_mm: float = 1.0,
     ignore_value: int | None = None,
+    largest_mm: float = 0.0,
 ) -> list[Score]:
     """Scores every structure of one case.
 
@@ -75,6 +78,8 @@ def score_case(
         subject: whom it belongs to; None takes the case id.
         nsd_tolerance_mm: distance up to which surfaces agree.
         ignore_value: voxels with this value in the reference count on neither side.
+        largest_mm: the longest diagonal of the cohort, charged for what a case without prediction
+            lacks in its reference.
 
     Returns:
         One score a structure, in their order.
@@ -95,11 +100,15 @@ def score_case(
         whom = subject or case_id
         return Score(case_id, whom, structure.name, overlap, hd95_mm, near, counted)
 
-    if prediction is None:
-        return [score(structure, "missed") for structure in structures]
     if ignore_value is not None:
         ignored = reference == ignore_value
-        reference, prediction = np.where(ignored, 0, reference), np.where(ignored, 0, prediction)
+        reference = np.where(ignored, 0, reference)
+        prediction = None if prediction is None else np.where(ignored, 0, prediction)
+    if prediction is None:
+        there = [bool(np.isin(reference, one.values).any()) for one in structures]
+        charges = [worst if is_there else max(worst, largest_mm) for is_there in there]
+        pairs = zip(structures, charges, strict=True)
+        return [score(structure, "missed", hd95_mm=charge) for structure, charge in pairs]
 
     maps, spacing_mm = _in_memory_order(index_maps(reference, prediction), spacing_mm)
     table = meetings(maps)

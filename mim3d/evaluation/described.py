@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import is_volume_name, stem
 from mim3d.data.regions import RegionScheme, region_scheme
 from mim3d.evaluation.overlap import Structure
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
 
 LARGEST_JSON = 2**24
@@ -127,12 +127,4 @@ def _named(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError("too large")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"`{path.name}` cannot be read as JSON", code="bad-json") from error
-    if not isinstance(content, dict):
-        raise UserError(f"`{path.name}` is no JSON object", code="bad-json")
-    return content
+    return read_object(path, most=LARGEST_JSON)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,8 @@ from mim3d.evaluation.described import (
 )
 from mim3d.evaluation.overlap import Structure
 from mim3d.evaluation.results import Results
+from mim3d.evaluation.surface import diagonal_mm
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter, Silent
 
@@ -85,14 +86,19 @@ def evaluate_folder(
     if structures is None:
         paths = [*references.values(), *(guesses[case] for case in references if case in guesses)]
         structures = _occurring(paths, read)
-    scores: list[Score] = []
-    for done, (case_id, path) in enumerate(references.items()):
+    scores: dict[str, list[Score]] = {}
+    missing = [case_id for case_id in references if case_id not in guesses]
+    largest_mm = max((_diagonal_mm(references[case_id], known, read) for case_id in missing),
+                     default=0.0)  # fmt: skip
+    # Those without prediction last: what they are charged hangs on all the others.
+    for done, case_id in enumerate([*(c for c in references if c in guesses), *missing]):
         reporter.progress(done, len(references), f"evaluating {case_id}")
-        reference = _read(path, known, read)
+        reference = _read(references[case_id], known, read)
         guess = _read(guesses[case_id], known, read) if case_id in guesses else None
         if guess is not None:
             check_same_grid(reference, guess, where=guesses[case_id].name)
-        scores += score_case(
+        largest_mm = max(largest_mm, diagonal_mm(reference.shape, reference.spacing_mm))
+        scores[case_id] = score_case(
             reference.voxels[0],
             None if guess is None else guess.voxels[0],
             reference.spacing_mm,
@@ -101,10 +107,11 @@ def evaluate_folder(
             subject=(subjects if subjects is not None else known.subjects).get(case_id),
             nsd_tolerance_mm=config.nsd_tolerance_mm,
             ignore_value=known.ignore_value,
+            largest_mm=largest_mm,
         )
     return Results(
         structures=tuple(structure.name for structure in structures),
-        scores=tuple(scores),
+        scores=tuple(score for case_id in references for score in scores[case_id]),
         nsd_tolerance_mm=config.nsd_tolerance_mm,
         resamples=config.resamples,
         confidence=config.confidence,
@@ -118,6 +125,11 @@ def _read(path: Path, known: Described, read: ReadConfig) -> Volume:
         found = set(np.unique(labels.voxels).tolist())
         known.scheme.check_values(found - {known.ignore_value})
     return labels
+
+
+def _diagonal_mm(path: Path, known: Described, read: ReadConfig) -> float:
+    labels = _read(path, known, read)
+    return diagonal_mm(labels.shape, labels.spacing_mm)
 
 
 def _existing(path: Path | str) -> Path:
@@ -136,7 +148,7 @@ def class_table(predictions: Path | str, labels: Path | str) -> ClassTable:
     """Values, names and colours for pictures: from `labels.json`, else every value that occurs."""
     beside = _listed(_existing(predictions))[1] / "labels.json"
     if beside.is_file():
-        return ClassTable.from_json(json.loads(beside.read_text(encoding="utf-8")))
+        return ClassTable.from_json(read_object(beside))
     paths = [*label_files(predictions).values(), *label_files(labels).values()]
     return ClassTable.from_values(v for s in _occurring(paths, READ) for v in s.values)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mim3d.evaluation.cases import CONVENTION, Score
+from mim3d.config.values import convert
+from mim3d.evaluation.cases import CONVENTION, Counted, Score
 from mim3d.evaluation.intervals import group_by_subject, interval, resampled_means, row_means
 from mim3d.foundation.atomic import write_json, write_text
+from mim3d.foundation.documents import read_document
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.versions import versions
 
 FORMAT = 1
+MOST_RESAMPLES = 1_000_000
 METRICS = ("dice", "hd95_mm", "nsd")
 MEAN = "mean"
 """Name of the row that averages over the structures."""
@@ -181,28 +183,53 @@ def read_results(path: Path | str) -> Results:
         UserError: the file is not one, or of another format.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
+        content = read_document(path)
+        if type(content["format"]) is int and content["format"] != FORMAT:
             raise UserError(
                 f"results of format {content['format']}, this version reads format {FORMAT}",
                 where=f"`{Path(path).name}`",
                 remedy="run `mim3d evaluate` again",
                 code="other-format",
             )
-        return Results(
-            structures=tuple(content["classes"]),
-            scores=tuple(_score(row) for row in content["cases"]),
-            nsd_tolerance_mm=content["nsd_tolerance_mm"],
-            resamples=content["bootstrap"]["resamples"],
-            confidence=content["bootstrap"]["confidence"],
-            notes=tuple(content["notes"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _results(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"`{Path(path).name}` does not hold results of `mim3d evaluate`",
             remedy="`mim3d evaluate PREDICTIONS LABELS --out results.json` makes one",
             code="not-results",
         ) from error
+
+
+def _results(content: dict[str, Any]) -> Results:
+    """The results that a file describes; `ValueError` and its like where it describes none."""
+    resamples = convert(content["bootstrap"]["resamples"], int)
+    confidence = convert(content["bootstrap"]["confidence"], float)
+    results = Results(
+        structures=tuple(map(_word, content["classes"])),
+        scores=tuple(_score(row) for row in content["cases"]),
+        nsd_tolerance_mm=convert(content["nsd_tolerance_mm"], float),
+        resamples=resamples,
+        confidence=confidence,
+        notes=tuple(map(_word, content["notes"])),
+    )
+    known = set(results.structures)
+    pairs = {(score.case_id, score.structure) for score in results.scores}
+    is_sound = (
+        len(known) == len(results.structures)
+        and len(pairs) == len(results.scores)
+        and {structure for _, structure in pairs} <= known
+        and 0 < resamples <= MOST_RESAMPLES
+        and 0 < confidence < 1
+    )
+    if content["format"] != FORMAT or not is_sound:
+        raise ValueError("scores of other structures than it lists, or twice")
+    return results
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a word was expected")
+    return value
 
 
 def _row(score: Score) -> dict[str, Any]:
@@ -213,13 +240,13 @@ def _row(score: Score) -> dict[str, Any]:
 
 def _score(row: dict[str, Any]) -> Score:
     return Score(
-        case_id=row["case_id"],
-        subject=row["subject"],
-        structure=row["class"],
-        dice=row["dice"],
-        hd95_mm=row["hd95_mm"],
-        nsd=row["nsd"],
-        counted_as=row["counted_as"],
+        case_id=_word(row["case_id"]),
+        subject=_word(row["subject"]),
+        structure=_word(row["class"]),
+        dice=convert(row["dice"], float | None),
+        hd95_mm=convert(row["hd95_mm"], float | None),
+        nsd=convert(row["nsd"], float | None),
+        counted_as=convert(row["counted_as"], Counted),
     )
 
 

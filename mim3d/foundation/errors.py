@@ -26,11 +26,11 @@ class ExitCode(IntEnum):
     STOPPED = 6
     """Training stopped itself: non-finite, collapsed or not learning where asked to stop."""
     RESUMABLE = 75
-    """Interrupted after a checkpoint; the same command goes on."""
+    """Interrupted, or left alone by another process of the training; the same command goes on."""
     CTRL_C = 130
     """Interrupted by Ctrl-C without anything to save."""
     TERMINATED = 143
-    """Ended by SIGTERM without anything to save."""
+    """Ended by SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU without anything to save."""
 
 
 class UserError(Exception):
@@ -103,6 +103,10 @@ class ResourceError(UserError):
     exit_code = ExitCode.RESOURCES
 
 
+class DiskError(ResourceError):
+    """A file that cannot be written: what is left to do would fail alike."""
+
+
 class StoppedError(UserError):
     """A run that stopped itself; its last good checkpoint is kept."""
 
@@ -111,6 +115,12 @@ class StoppedError(UserError):
 
 class Interrupted(UserError):
     """A run that was interrupted after its checkpoint; the same command continues it."""
+
+    exit_code = ExitCode.RESUMABLE
+
+
+class ProcessLost(UserError):
+    """Another process of a training is gone or hangs; the same command goes on."""
 
     exit_code = ExitCode.RESUMABLE
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 def philox(*parts: int | str) -> np.random.Philox:
     """A Philox bit generator keyed by any sequence of integers and words."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return np.random.Philox(key=int.from_bytes(digest, "little"))
 
 

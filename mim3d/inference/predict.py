@@ -1,7 +1,9 @@
 """From a volume to its label map, on the grid of the file it was read from.
 
 Rows of logits come out of the sliding window, are laid on the volume's grid, become labels (or
-probabilities) and are dropped: no step holds the logits of a whole volume.
+probabilities) and are dropped: no step holds the logits of a whole volume. Its probabilities are
+held where they are asked for and where several runs are averaged, as float32, one channel a class
+or region.
 """
 
 from __future__ import annotations
@@ -11,19 +13,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mim3d.config.sections import InferenceConfig
 from mim3d.data.volume import Volume, spacing_of
 from mim3d.foundation.errors import UserError
+from mim3d.foundation.memory import is_out_of_memory
 from mim3d.inference.components import largest_components
+from mim3d.inference.forecast import Forecast, Load
 from mim3d.inference.outputs import LabelSink, ProbabilitySum, Sink, background_of, most_likely
+from mim3d.inference.relief import Relief
 from mim3d.inference.seen import seen_volume
 from mim3d.inference.segmenter import Segmenter, predicting, segmenter_of
 from mim3d.inference.sliding_window import Predictor, slabs
 from mim3d.inference.way_back import WayBack
-from mim3d.inference.windows import WindowCount, check_inference, plan_sweep
+from mim3d.inference.windows import Box, WindowCount, check_inference, plan_sweep
 
 Progress = Callable[[int, int], None]
 Model = Segmenter | nn.Module | Sequence[Segmenter]
@@ -105,6 +111,8 @@ def predict(
     config: InferenceConfig = DEFAULT,
     *,
     progress: Progress | None = None,
+    forecast: Forecast | None = None,
+    relief: Relief | None = None,
 ) -> Prediction:
     """Labels and, where `config.save_probabilities` says so, probabilities of a volume.
 
@@ -113,12 +121,22 @@ def predict(
     others; one that only skipped windows cover is background. What is body follows from the rule of
     the segmenter; without a rule every window runs.
 
-    Arguments and errors are those of `predict_volume`.
+    Other arguments and errors are those of `predict_volume`.
+
+    Args:
+        model: as there.
+        volume: as there.
+        config: as there.
+        progress: as there.
+        forecast: told what each pass will take, before its first window.
+        relief: how much memory is taken at once, kept from one volume to the next.
     """
     check_inference(config)
     segmenters = _segmenters(model, volume, config)
+    relief = relief or Relief(torch.device(segmenters[0].device), config.windows_per_batch)
     by = _by_one if len(segmenters) == 1 else _by_several
-    found, probabilities, windows = by(segmenters, volume, config, progress)
+    asked = _Asked(volume, config, relief, progress, forecast)
+    found, probabilities, windows = by(segmenters, asked)
     labels = _of_indices(segmenters[0], found)
     if config.largest_component:
         labels = largest_components(labels)
@@ -153,37 +171,38 @@ def _meaning(segmenter: Segmenter) -> Any:
     return None if segmenter.classes is None else segmenter.classes.values
 
 
-def _by_one(
-    segmenters: Sequence[Segmenter],
-    volume: Volume,
-    config: InferenceConfig,
-    progress: Progress | None,
-) -> Found:
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is predicted, and how."""
+
+    volume: Volume
+    config: InferenceConfig
+    relief: Relief
+    progress: Progress | None
+    forecast: Forecast | None
+
+
+def _by_one(segmenters: Sequence[Segmenter], asked: _Asked) -> Found:
     """Labels decided by logits, and probabilities only if asked for."""
     (segmenter,) = segmenters
-    one = _Pass(segmenter, volume, config)
-    labels = LabelSink(segmenter, one.way.box, volume.shape, one.sweep.axis)
-    if not config.save_probabilities:
-        one.run(labels, with_means=False, progress=progress)
+    one = _Pass(segmenter, asked)
+    labels = LabelSink(segmenter, one.way.box, asked.volume.shape, one.sweep.axis)
+    if not asked.config.save_probabilities:
+        one.run(labels, with_means=False)
         return labels.volume(), None, one.sweep.count
-    total = ProbabilitySum(segmenter, volume.shape)
-    one.run(labels, total, with_means=True, progress=progress)
+    total = ProbabilitySum(segmenter, asked.volume.shape)
+    one.run(labels, total, with_means=True)
     total.close(one.way.box)
     return labels.volume(), total.mean(), one.sweep.count
 
 
-def _by_several(
-    segmenters: Sequence[Segmenter],
-    volume: Volume,
-    config: InferenceConfig,
-    progress: Progress | None,
-) -> Found:
+def _by_several(segmenters: Sequence[Segmenter], asked: _Asked) -> Found:
     """Mean probabilities, and labels decided by them."""
-    total = ProbabilitySum(segmenters[0], volume.shape)
+    total = ProbabilitySum(segmenters[0], asked.volume.shape)
     windows = WindowCount(0)
     for segmenter in segmenters:
-        one = _Pass(segmenter, volume, config)
-        one.run(total, with_means=True, progress=progress)
+        one = _Pass(segmenter, asked)
+        one.run(total, with_means=True)
         total.close(one.way.box)
         windows += one.sweep.count
     mean = total.mean()
@@ -195,16 +214,16 @@ class _Pass:
 
     Args:
         segmenter: the network and what its run knew.
-        volume: as read from a file.
-        config: the sliding window.
+        asked: the volume as read from a file, and the sliding window.
 
     Attributes:
         sweep: the windows.
         way: from the network's grid to the volume's.
     """
 
-    def __init__(self, segmenter: Segmenter, volume: Volume, config: InferenceConfig) -> None:
-        self.segmenter, self.config = segmenter, config
+    def __init__(self, segmenter: Segmenter, asked: _Asked) -> None:
+        volume, config = asked.volume, asked.config
+        self.segmenter, self.asked, self.config = segmenter, asked, config
         seen = seen_volume(volume, segmenter, wants_body=config.skip_air)
         window = config.window or segmenter.window
         self.sweep = plan_sweep(seen.shape, window, config.overlap, seen.body)
@@ -213,19 +232,25 @@ class _Pass:
             seen.affine, seen.shape, volume.affine, volume.shape, device=segmenter.device
         )
 
-    def run(self, *sinks: Sink, with_means: bool, progress: Progress | None) -> None:
+    def run(self, *sinks: Sink, with_means: bool) -> None:
         """Hands the logits of all rows within `way.box` to the sinks.
 
         Args:
             sinks: what takes them.
             with_means: False hands on weighted sums where nothing needs interpolation: which of a
                 voxel's logits is the largest, and their signs, are the same.
-            progress: told how many windows of how many are done.
         """
-        axis = self.sweep.axis
+        axis, asked = self.sweep.axis, self.asked
+        keeps_probabilities = with_means
         with predicting(self.segmenter) as predictor:
             with_means = with_means or not self.way.is_straight
-            rows = self._on_own_grid(predictor, with_means, progress)
+            if asked.forecast is not None and self.segmenter.outputs is not None:
+                load = Load(
+                    self.sweep, len(self.seen.voxels), self.segmenter.outputs,
+                    len(self.config.flips), with_means, asked.volume.shape, keeps_probabilities,
+                )  # fmt: skip
+                asked.forecast.tell(predictor, load, asked.relief)
+            rows = self._on_own_grid(predictor, with_means)
             if not self.way.is_straight:
                 rows = self.way.lay(rows, axis)
             for first, logits in rows:
@@ -233,15 +258,13 @@ class _Pass:
                 start = place[axis].start + first
                 place[axis] = slice(start, start + logits.shape[1 + axis])
                 for sink in sinks:
-                    sink.put((place[0], place[1], place[2]), logits)
+                    _put(sink, (place[0], place[1], place[2]), logits)
 
-    def _on_own_grid(
-        self, predictor: Predictor, with_means: bool, progress: Progress | None
-    ) -> Iterator[tuple[int, Tensor]]:
-        segmenter, seen = self.segmenter, self.seen
+    def _on_own_grid(self, predictor: Predictor, with_means: bool) -> Iterator[tuple[int, Tensor]]:
+        segmenter, seen, relief = self.segmenter, self.seen, self.asked.relief
         background: Tensor | None = None
         for slab in slabs(
-            seen.voxels.to(segmenter.device),
+            relief.placed(seen.voxels),
             predictor,
             self.config,
             self.sweep,
@@ -249,7 +272,8 @@ class _Pass:
             swaps=segmenter.swaps,
             as_seen=seen.as_seen,
             with_mass=with_means,
-            progress=progress,
+            progress=self.asked.progress,
+            relief=relief,
         ):
             if segmenter.outputs not in (None, len(slab.sums)):
                 raise UserError(
@@ -260,6 +284,18 @@ class _Pass:
             if with_means and self.sweep.skipped and background is None:
                 background = background_of(segmenter, slab.sums)
             yield slab.first, slab.mean(background) if with_means else slab.sums
+
+
+def _put(sink: Sink, place: Box, logits: Tensor) -> None:
+    """Hands rows to a sink; by way of the machine's memory if the device has no room left."""
+    try:
+        sink.put(place, logits)
+    except Exception as error:
+        if logits.device.type == "cpu" or not is_out_of_memory(error):
+            raise
+    else:
+        return
+    sink.put(place, logits.cpu())
 
 
 def _of_indices(segmenter: Segmenter, indices: NDArray[Any]) -> NDArray[Any]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mim3d.config.sections import InferenceConfig
 from mim3d.foundation.errors import ShapeError, check_shape
+from mim3d.inference.relief import Relief
 from mim3d.inference.windows import (
     Sweep,
     Triple,
@@ -130,10 +131,12 @@ def slabs(
     as_seen: Callable[[Tensor], Tensor] | None = None,
     with_mass: bool = False,
     progress: Progress | None = None,
+    relief: Relief | None = None,
 ) -> Iterator[Slab]:
     """Weighted sums of logits, in slabs of rows along `sweep.axis` from the first to the last.
 
-    Nothing in here waits for the device.
+    Nothing in here waits for the device. Where memory runs out, `relief` takes less and the same
+    windows run again; sums that were added up stay.
 
     Args:
         voxels: `c x y z`, on the device on which to add up; of any type that `as_seen` takes.
@@ -145,35 +148,62 @@ def slabs(
         as_seen: from windows `b c x y z` of `voxels` to what the predictor sees; None is as is.
         with_mass: whether the weights are added up too.
         progress: told how many windows of how many are done.
+        relief: windows at once, and where sums lie; None takes the config's number and the
+            voxels' device.
 
     Raises:
         ShapeError: the predictor's output does not lie on its input's grid.
+        ResourceError: memory does not suffice for a single window.
     """
+    relief = relief or Relief(voxels.device, config.windows_per_batch)
     voxels, valid = _padded(voxels, sweep)
-    spacing = torch.tensor(spacing_mm, dtype=torch.float32).to(voxels.device)
-    copies = 1 << len(config.flips)
+    spacing = torch.tensor(spacing_mm, dtype=torch.float32).to(relief.device)
     ring: _Ring | None = None
     done = 0
-    for starts in in_parts(sweep.starts, max(1, config.windows_per_batch // copies)):
-        boxes = [sweep.box(start) for start in starts]
-        crops = torch.stack([voxels[(slice(None), *box)] for box in boxes])
-        crops = crops if as_seen is None else as_seen(crops)
-        known = None if valid is None else torch.stack([valid[box] for box in boxes])
-        if known is not None:
-            crops = crops.masked_fill(~known[:, None], 0)
-        logits = mirrored(
-            predictor, crops, spacing.expand(len(starts), 3), known, config.flips, swaps,
-            at_once=config.windows_per_batch,
-        )  # fmt: skip
-        ring = ring or _Ring(sweep, config.weights, logits, with_mass=with_mass)
+    while done < len(sweep.starts):
+        starts = sweep.starts[done : done + max(1, relief.at_once >> len(config.flips))]
+        try:
+            crops, known = _crops(voxels, valid, sweep, starts, as_seen, relief.device)
+            logits = mirrored(
+                predictor, crops, spacing.expand(len(starts), 3), known, config.flips, swaps,
+                at_once=relief.at_once,
+            ).to(relief.sums_on)  # fmt: skip
+            ring = ring or _Ring(sweep, config.weights, logits, with_mass=with_mass)
+        except Exception as error:
+            relief.after(error)
+            voxels = voxels.to(relief.sums_on)
+            valid = None if valid is None else valid.to(relief.sums_on)
+            if ring is not None:
+                ring.move(relief.sums_on)
+            continue
+        del crops, known
         for start, output in zip(starts, logits, strict=True):
             yield from ring.release(start[sweep.axis])
             ring.add(start, output)
+        del logits, output  # the next batch takes their place, not one beside it
         done += len(starts)
         if progress is not None:
             progress(done, len(sweep.starts))
     assert ring is not None  # there is always one window
     yield from ring.release(sweep.size[sweep.axis])
+
+
+def _crops(
+    voxels: Tensor,
+    valid: Tensor | None,
+    sweep: Sweep,
+    starts: Sequence[Triple],
+    as_seen: Callable[[Tensor], Tensor] | None,
+    device: torch.device,
+) -> tuple[Tensor, Tensor | None]:
+    """Windows `b c x y z` as the predictor sees them, and which of their voxels are valid."""
+    boxes = [sweep.box(start) for start in starts]
+    crops = torch.stack([voxels[(slice(None), *box)] for box in boxes]).to(device)
+    crops = crops if as_seen is None else as_seen(crops)
+    if valid is None:
+        return crops, None
+    known = torch.stack([valid[box] for box in boxes]).to(device)
+    return crops.masked_fill(~known[:, None], 0), known
 
 
 class _Ring:
@@ -214,6 +244,11 @@ class _Ring:
             self.sums[(slice(None), *box)].addcmul_(logits[(slice(None), *part)], weights)
             if self.mass is not None:
                 self.mass[tuple(box)] += weights
+
+    def move(self, device: torch.device) -> None:
+        """Goes on with its sums on another device."""
+        self.weights, self.sums = self.weights.to(device), self.sums.to(device)
+        self.mass = None if self.mass is None else self.mass.to(device)
 
     def release(self, until: int) -> Iterator[Slab]:
         """The rows before `until`, without those that only pad; their places become free."""

@@ -47,7 +47,7 @@ class WayBack:
         from_shape: its voxels.
         to_affine: (4, 4), voxel to millimetres, of the volume's grid.
         to_shape: its voxels.
-        device: where the logits lie.
+        device: where the logits mostly lie.
 
     Attributes:
         box: the volume's voxels that lie at most half a voxel outside of the network's grid. What
@@ -153,7 +153,7 @@ class WayBack:
         between, tensors = self._between[axis], self._tensors[axis]
         if between is None or tensors is None:
             return logits
-        low, share = (values[rows] for values in tensors)
+        low, share = (values[rows].to(logits.device) for values in tensors)
         low = low - top
         high = (low + 1).clamp_max(between.size - 1 - top)
         shape = [1, 1, 1, 1]

@@ -10,22 +10,26 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mim3d.config.sections import EncoderConfig
-from mim3d.foundation.atomic import whole_file
+from mim3d.config.tree import hints
+from mim3d.config.values import convert
+from mim3d.foundation.documents import DocumentError, parsed
 from mim3d.foundation.errors import WeightsError
 from mim3d.models.presets import PRESETS
+from mim3d.models.tensor_file import write_tensors
 from mim3d.models.vit import VolumeViT
 
 PREFIX = "encoder."
 """What the keys of the encoder begin with in the files of runs."""
-LONGEST_HEADER = 100 * 2**20
-"""Bytes; the bound of the safetensors format."""
+LONGEST_HEADER = 16 * 2**20
+"""Bytes: a hundred thousand tensors. The format would allow 100 MB, parsed to gigabytes."""
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -48,6 +52,7 @@ class Misfit:
     found: tuple[int, ...] | None
     expected: tuple[int, ...] | None
     is_finite: bool = True
+    is_exact: bool = True
 
     def __str__(self) -> str:
         if self.found is None:
@@ -56,6 +61,8 @@ class Misfit:
             return f"`{self.key}` is {_shape(self.found)}, not expected"
         if not self.is_finite:
             return f"`{self.key}` holds NaN, infinities or no real numbers"
+        if not self.is_exact:
+            return f"`{self.key}` holds numbers that the encoder's type would round"
         return f"`{self.key}` is {_shape(self.found)}, expected {_shape(self.expected)}"
 
 
@@ -86,13 +93,18 @@ def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], t
 
 
 def misfits(encoder: VolumeViT, tensors: Mapping[str, Tensor]) -> list[Misfit]:
-    """Every tensor that is missing, not expected, of another shape, or not finite; empty if whole.
+    """Every tensor that is missing, not expected, of another shape, not finite or not exact.
 
     Args:
         encoder: what the tensors are for.
         tensors: by the encoder's own keys.
     """
-    wanted = encoder.state_dict()
+    return module_misfits(encoder, tensors)
+
+
+def module_misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[Misfit]:
+    """`misfits` of any module; empty if its whole state would equal the tensors."""
+    wanted = module.state_dict()
     found = []
     for key in [*wanted, *sorted(set(tensors) - set(wanted))]:
         have, want = tensors.get(key), wanted.get(key)
@@ -102,6 +114,8 @@ def misfits(encoder: VolumeViT, tensors: Mapping[str, Tensor]) -> list[Misfit]:
             found.append(Misfit(key, shape, expected))
         elif not have.is_floating_point() or not bool(have.isfinite().all()):
             found.append(Misfit(key, shape, expected, is_finite=False))
+        elif want is not None and not torch.equal(have.to(want.dtype).to(have.dtype), have):
+            found.append(Misfit(key, shape, expected, is_exact=False))
     return found
 
 
@@ -134,6 +148,28 @@ def transfer_encoder(
     return TransferReport(source, tuple(encoder.state_dict()), left)
 
 
+def load_whole(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Puts all tensors of a checkpoint into a module, or none and says why.
+
+    Args:
+        module: is changed only if every tensor fits.
+        tensors: by the module's own keys.
+        source: their name in messages.
+
+    Raises:
+        WeightsError: anything is missing, left over, of another shape, not finite or not exact.
+    """
+    wrong = module_misfits(module, tensors)
+    if wrong:
+        listed = "\n".join(f"  {one}" for one in wrong)
+        raise WeightsError(
+            f"{len(wrong)} tensors of `{source}` do not fit the network that its config describes",
+            remedy=f"restore its `config.yaml`, or take another run; first: {wrong[0]}\n{listed}",
+            code="weights-misfit",
+        )
+    module.load_state_dict(tensors, strict=True)
+
+
 def _name(encoder: VolumeViT) -> str:
     preset = encoder.config.preset
     is_it = PRESETS[preset] == (encoder.width, encoder.depth, encoder.heads)
@@ -162,10 +198,11 @@ def encoder_config(metadata: Mapping[str, str], *, source: str = "the weights") 
     Raises:
         WeightsError: there is none, or it is of another version.
     """
+    known = hints(EncoderConfig)
     try:
-        values: dict[str, Any] = json.loads(metadata["encoder"])
-        known = {field.name for field in fields(EncoderConfig)}
-        foreign = sorted(set(values) - known)
+        values = dict(parsed(metadata["encoder"]))
+        foreign = sorted(set(values) - set(known))
+        typed = {key: convert(value, known[key]) for key, value in values.items() if key in known}
     except (KeyError, ValueError, TypeError) as error:
         raise WeightsError(
             f"`{source}` does not say which encoder its weights belong to",
@@ -177,26 +214,23 @@ def encoder_config(metadata: Mapping[str, str], *, source: str = "the weights") 
             f"`{source}` was written by another version: its encoder has `{foreign[0]}`",
             code="other-version",
         )
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return EncoderConfig(**plain)
+    return EncoderConfig(**typed)
 
 
 def save_weights(
     path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Writes a whole safetensors file.
+) -> str:
+    """Writes a whole safetensors file and returns its SHA-256.
 
     Args:
         path: where.
-        tensors: by key; they are copied to the CPU.
+        tensors: by key.
         metadata: `encoder_metadata` and more, words only.
-    """
-    from safetensors.torch import save_file
 
-    # One owner a tensor: the format refuses views and shared memory.
-    there = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-    with whole_file(path) as temporary:
-        save_file(there, temporary, metadata=dict(metadata))
+    Raises:
+        DiskError: it cannot be written; the older file is untouched.
+    """
+    return write_tensors(path, tensors, metadata)
 
 
 def load_weights(path: Path | str) -> Weights:
@@ -234,9 +268,9 @@ def check_header(path: Path | str) -> None:
             code="no-weights",
         ) from error
     try:
-        header = json.loads(raw)
-    except ValueError as error:
-        raise _unsound(path, "its header is no JSON") from error
+        header = parsed(raw)
+    except DocumentError as error:
+        raise _unsound(path, f"its header cannot be read: {error}") from error
     if not isinstance(header, dict):
         raise _unsound(path, "its header is no table")
     metadata = header.pop("__metadata__", {})

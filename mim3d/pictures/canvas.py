@@ -36,6 +36,11 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     return figure.add_axes(box)
 
 
+def as_typed(text: str) -> str:
+    """A name as it is drawn: `$` is no formula, and what is no letter (a byte of a name) is `?`."""
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$")
+
+
 def write_at(
     figure: Figure,
     left: float,
@@ -50,7 +55,7 @@ def write_at(
     """Writes a line whose upper edge is `top` inches below the figure's upper edge."""
     width, height = figure.get_size_inches()
     figure.text(
-        left / width, 1 - top / height, text,
+        left / width, 1 - top / height, as_typed(text),
         fontsize=size, color=colour, ha=align, va="top", weight=weight,
     )  # fmt: skip
 

@@ -12,7 +12,17 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from mim3d.foundation.errors import UserError
-from mim3d.pictures.canvas import DPI, FAINT, LARGE, SMALL, axes_at, new_figure, save, write_at
+from mim3d.pictures.canvas import (
+    DPI,
+    FAINT,
+    LARGE,
+    SMALL,
+    as_typed,
+    axes_at,
+    new_figure,
+    save,
+    write_at,
+)
 from mim3d.pictures.colours import Paint, grey_to_rgb, unit
 from mim3d.pictures.slices import (
     LETTERS,
@@ -167,7 +177,8 @@ def _words(axes: Any, entry: SheetEntry, top: int, left: int) -> None:
             path_effects=[withStroke(linewidth=1.2, foreground="black")],
         )  # fmt: skip
     x_mm, y_mm, z_mm = entry.field_mm
-    axes.text(left, top + CELL + 2, _short(entry.case_id), fontsize=SMALL - 1.5, va="top")
+    name = as_typed(_short(entry.case_id))
+    axes.text(left, top + CELL + 2, name, fontsize=SMALL - 1.5, va="top")
     axes.text(
         left, top + CELL + 14, f"{x_mm:.3g} x {y_mm:.3g} x {z_mm:.3g} mm",
         fontsize=SMALL - 2, va="top", color=FAINT,

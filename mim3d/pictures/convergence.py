@@ -21,6 +21,7 @@ from mim3d.pictures.canvas import (
     LARGE,
     NORMAL,
     SMALL,
+    as_typed,
     axes_at,
     new_figure,
     plain_axes,
@@ -263,7 +264,7 @@ def _legend(
             name = arm if len(arm) <= 22 else f"{arm[:21]}\u2026"
             handles.append(
                 Line2D([], [], color=look.tone, marker=look.mark, linestyle=look.dashes,
-                       linewidth=1.3, markersize=4, markeredgewidth=0, label=name)
+                       linewidth=1.3, markersize=4, markeredgewidth=0, label=as_typed(name))
             )  # fmt: skip
     for name in dict.fromkeys(one.target_name for one in panels if one.target is not None):
         handles.append(Line2D([], [], label=name, **TARGET))

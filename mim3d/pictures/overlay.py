@@ -15,7 +15,16 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from mim3d.foundation.errors import ShapeError
-from mim3d.pictures.canvas import FAINT, LARGE, SMALL, axes_at, new_figure, save, write_at
+from mim3d.pictures.canvas import (
+    FAINT,
+    LARGE,
+    SMALL,
+    as_typed,
+    axes_at,
+    new_figure,
+    save,
+    write_at,
+)
 from mim3d.pictures.colours import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
@@ -218,14 +227,14 @@ def _legend(scene: _Scene, indices: tuple[int, ...]) -> list[Patch | Line2D]:
         for value in np.unique(scene.part(side, index).pixels).tolist()
     }
     entries: list[Patch | Line2D] = [
-        Patch(color=unit(paint.colour), label=paint.name)
+        Patch(color=unit(paint.colour), label=as_typed(paint.name))
         for value, paint in scene.table.items()
         if value in occurring
     ]
     if scene.truth is not None:
         errors = list(ERRORS.values())[: 3 if len(scene.table) > 1 else 2]
         entries.append(Line2D([], [], color="#555555", linewidth=1.0, label="outline: truth"))
-        entries += [Patch(color=unit(paint.colour), label=paint.name) for paint in errors]
+        entries += [Patch(color=unit(paint.colour), label=as_typed(paint.name)) for paint in errors]
     return entries
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mim3d.config.sections import OptimConfig
+from mim3d.data.batch import CropBatch, MicroBatch
 from mim3d.foundation.errors import StoppedError
+from mim3d.training.checkpoints import weights_digest
 
 TOLERATED_SHARE = 0.01
 """Share of a run's steps that may be skipped in all before it stops."""
 LOOKS = (0.01, 0.05, 0.20)
 """Shares of the run at which the loss is compared with predicting the mean."""
+FLAT = 1e-6
+"""Range of a crop, as a share of its values, that is rounding."""
 SMALLEST_STRETCH = 20
 """Steps over which both are averaged, and which any run is given before the first look."""
 
@@ -55,6 +61,19 @@ class NonFinite:
             )
 
 
+def looks(steps: int, warmup_steps: int) -> list[int]:
+    """The steps after which a run is asked whether it learns; none in a very short one.
+
+    Args:
+        steps: updates of the run.
+        warmup_steps: before their end nothing is expected.
+    """
+    if steps < SMALLEST_STRETCH:
+        return []
+    earliest = warmup_steps + SMALLEST_STRETCH
+    return sorted({min(max(math.ceil(share * steps), earliest), steps) for share in LOOKS})
+
+
 class MeanPredictor:
     """Says when a pretext task is no better than predicting the mean (RELIABILITY row 28).
 
@@ -64,27 +83,121 @@ class MeanPredictor:
     """
 
     def __init__(self, steps: int, warmup_steps: int) -> None:
-        earliest = warmup_steps + SMALLEST_STRETCH
-        self.looks = sorted({max(math.ceil(share * steps), earliest) for share in LOOKS})
-        self._recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=SMALLEST_STRETCH)
+        self.looks = looks(steps, warmup_steps)
+        self._recent: dict[str, deque[Tensor]] = {}
 
-    def note(self, logs: dict[str, Tensor], step: int) -> str | None:
+    def note(self, logs: Mapping[str, Tensor], step: int) -> str | None:
         """Takes the logs of one step; returns a sentence where one is due.
 
         Args:
-            logs: `loss` and, if the task knows it, `mean_predictor`.
+            logs: `loss` and, if the task knows them, `mean_predictor` and `patch_mean_predictor`.
             step: updates made, this one included.
         """
         if "mean_predictor" not in logs:
             return None
-        self._recent.append((logs["loss"], logs["mean_predictor"]))
+        for name in ("loss", "mean_predictor", "patch_mean_predictor"):
+            if name in logs:
+                stretch = self._recent.setdefault(name, deque(maxlen=SMALLEST_STRETCH))
+                stretch.append(logs[name])
         if step not in self.looks:
             return None
-        loss, mean = torch.stack([torch.stack(pair).double() for pair in self._recent]).mean(0)
-        if loss < mean:
-            return None
-        return (
-            f"this run does not learn: at step {step:,} the loss {float(loss):.4g} is not below "
-            f"{float(mean):.4g}, that of predicting the mean; look at the reconstruction panels "
-            "and try another `optim.lr`"
-        )
+        mean = {
+            name: float(torch.stack(list(values)).double().mean())
+            for name, values in self._recent.items()
+        }
+        loss = mean["loss"]
+        if not loss < mean["mean_predictor"]:
+            return (
+                f"this run does not learn: at step {step:,} the loss {loss:.4g} is not below "
+                f"{mean['mean_predictor']:.4g}, that of predicting the mean; look at the "
+                "reconstruction panels and try another `optim.lr`"
+            )
+        level = mean.get("patch_mean_predictor", math.inf)
+        if step == self.looks[-1] and not loss < level:
+            return (
+                f"this run knows no more than the mean of each patch so far: at step {step:,} the "
+                f"loss {loss:.4g} is not below {level:.4g}; look at the reconstruction panels"
+            )
+        return None
+
+
+class Standstill:
+    """Says when weights do not change, or crops hold nothing to learn from (row 28).
+
+    Args:
+        task: as it is before its first step here.
+        optim: rates and what is frozen.
+        steps: updates of the run.
+    """
+
+    def __init__(self, task: torch.nn.Module, optim: OptimConfig, steps: int) -> None:
+        self.looks = looks(steps, optim.warmup_steps)
+        self._task, self._optim, self._steps = task, optim, steps
+        self._is_frozen_throughout = optim.freeze_encoder_steps >= steps
+        self._digests = self._digest() if self.looks else {}
+
+    def expected(self) -> list[str]:
+        """What the config alone tells."""
+        found = []
+        if self._optim.lr == 0:
+            found.append("this run does not learn: `optim.lr` is 0")
+        if self._is_frozen_throughout:
+            found.append(
+                f"the encoder does not learn: `optim.freeze_encoder_steps` "
+                f"{self._optim.freeze_encoder_steps:,} is not below `training.steps` "
+                f"{self._steps:,}"
+            )
+        return found
+
+    def note(self, batches: Iterable[MicroBatch], step: int) -> list[str]:
+        """What a look finds; nothing at other steps.
+
+        Args:
+            batches: of the step.
+            step: updates made, this one included.
+        """
+        if step not in self.looks:
+            return []
+        found = []
+        if all(is_constant(part) for batch in batches for part in batch.parts):
+            found.append(
+                f"there is nothing to learn from: all crops of step {step:,} are constant; look at "
+                "the store with `mim3d info` and at `contact_sheet.png`"
+            )
+        same = [part for part, digest in self._digest().items() if self._digests[part] == digest]
+        if "whole" in same and self._optim.lr > 0:
+            found.append(
+                f"this run does not learn: at step {step:,} all weights are as they were; is every "
+                "part frozen, or does the loss not depend on them?"
+            )
+        is_its_turn = step > self._optim.freeze_encoder_steps
+        if same == ["encoder"] and is_its_turn and not self._is_frozen_throughout:
+            found.append(
+                f"the encoder does not learn: at step {step:,} its weights are as they were; is it "
+                "frozen (`optim.encoder_lr`), or does the loss not depend on it?"
+            )
+        return found
+
+    def _digest(self) -> dict[str, str]:
+        """Digests of all weights and of the encoder's; of this process's share with FSDP."""
+        whole = {name: _here(p.detach()) for name, p in self._task.named_parameters()}
+        encoder = {name: p for name, p in whole.items() if name.startswith("encoder.")}
+        parts = {"whole": whole, "encoder": encoder}
+        return {part: weights_digest(tensors) for part, tensors in parts.items() if tensors}
+
+
+def is_constant(batch: CropBatch) -> bool:
+    """Whether each channel of each crop has one value throughout; padding does not count."""
+    voxels, valid = batch.voxels.flatten(2), batch.valid
+    if valid is None:
+        low, high = voxels.aminmax(dim=2)
+    else:
+        inside = valid.flatten(1)[:, None]
+        low = voxels.masked_fill(~inside, math.inf).amin(dim=2)
+        high = voxels.masked_fill(~inside, -math.inf).amax(dim=2)
+    return bool((high - low <= FLAT * high.abs().clamp_min(1)).all())
+
+
+def _here(tensor: Tensor) -> Tensor:
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local

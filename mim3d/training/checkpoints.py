@@ -1,18 +1,18 @@
 """Checkpoint folders: what prediction uses, and all that an exact resume needs. No pickle.
 
 A checkpoint is `<step>/weights.safetensors`, `state.safetensors` and `state.json`; the last holds
-counters and the checksums of the other two. It is written beside and renamed whole, then `last`
-and `best` (relative links) are switched, then what neither points at is removed: a process killed
-at any moment leaves a `last` that loads.
+counters, the checksums of the other two and its own. It is written beside and renamed whole, then
+`last` and `best` (relative links) are switched, then what neither points at is removed: a process
+killed at any moment leaves a `last` that loads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.foundation.atomic import point, sweep, whole_folder
+from mim3d.foundation.atomic import point, sweep, whole_folder, write_text
+from mim3d.foundation.digests import file_digest
+from mim3d.foundation.documents import DocumentError, LaterVersion, bounded, sealed, versioned
 from mim3d.foundation.errors import UserError
 from mim3d.models.weights import load_weights, save_weights
 
-FORMAT = 1
+FORMAT = 2
+"""Of format 1, `state.json` had no checksum of its own; it is read as it is."""
+STEP = re.compile(r"[0-9]{1,18}")
 WEIGHTS, STATE, NUMBERS = "weights.safetensors", "state.safetensors", "state.json"
 
 
@@ -46,17 +50,31 @@ class Checkpoints:
 
     Args:
         folder: made when the first checkpoint is written.
+        check: raises where this process may no longer write; called before each checkpoint.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, check: Callable[[], None] | None = None) -> None:
         self.folder = folder
+        self._check = check
 
     def find(self, which: str = "last") -> Path | None:
-        """The checkpoint that `last` or `best` points at, or None where there is none."""
+        """The checkpoint that `last` or `best` points at, or None where there is none.
+
+        Raises:
+            UserError: it points at something else than a checkpoint of this run.
+        """
         link = self.folder / which
         if not link.is_symlink():
             return None
-        return self.folder / os.readlink(link)
+        name = os.readlink(link)
+        if not STEP.fullmatch(name):
+            raise UserError(
+                f"`{which}` of the run does not point at one of its checkpoints",
+                where=str(self.folder),
+                remedy="restore the link: its target is the name of the folder beside it",
+                code="checkpoint-link",
+            )
+        return self.folder / name
 
     def write(
         self,
@@ -77,19 +95,24 @@ class Checkpoints:
             is_best: whether `best` is to point at it.
 
         Raises:
-            ResourceError: the disk is full; the older checkpoints are untouched.
+            DiskError: it cannot be written; the older checkpoints are untouched.
+            UserError: another process has taken the run over.
         """
+        if self._check is not None:
+            self._check()
         folder = self.folder / str(step)
-        with whole_folder(folder) as temporary:
-            save_weights(temporary / WEIGHTS, weights, header)
-            save_weights(temporary / STATE, saved.tensors, {})
-            checksums = {name: file_digest(temporary / name) for name in (WEIGHTS, STATE)}
+        need = sum(tensor.nbytes for tensor in (*weights.values(), *saved.tensors.values()))
+        with whole_folder(folder, need=need) as temporary:
+            checksums = {
+                WEIGHTS: save_weights(temporary / WEIGHTS, weights, header),
+                STATE: save_weights(temporary / STATE, saved.tensors, {}),
+            }
             numbers = {"format": FORMAT, "checksums": checksums, **saved.numbers}
-            text = json.dumps(numbers, indent=1, allow_nan=False)
-            (temporary / NUMBERS).write_text(text + "\n")
-        point(self.folder / "last", folder.name)
+            write_text(temporary / NUMBERS, sealed(numbers))
+        # `best` first: a state that `last` resumes from may say that this step was the best.
         if is_best:
             point(self.folder / "best", folder.name)
+        point(self.folder / "last", folder.name)
         self._remove_others()
         return folder
 
@@ -101,7 +124,13 @@ class Checkpoints:
 
     def sweep(self) -> int:
         """Removes what a killed process left unfinished; returns how many."""
-        return sweep(self.folder) if self.folder.is_dir() else 0
+        if not self.folder.is_dir():
+            return 0
+        swept = sweep(self.folder)
+        last = self.find("last")
+        if last is not None and last.is_dir():
+            self._remove_others()
+        return swept
 
 
 def read_state(folder: Path) -> Saved:
@@ -128,17 +157,24 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _numbers(folder: Path) -> dict[str, Any]:
     try:
-        numbers = json.loads((folder / NUMBERS).read_text())
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, NUMBERS) from error
-    if not isinstance(numbers, dict) or numbers.get("format") != FORMAT:
+        numbers = versioned(bounded(folder / NUMBERS), {"format": FORMAT}, _is_first)
+        if not isinstance(numbers.get("checksums"), dict):
+            raise DocumentError("it names no checksums")
+    except LaterVersion as error:
         raise UserError(
-            f"checkpoint `{folder.name}` is of another format; this version reads format {FORMAT}",
+            f"checkpoint `{folder.name}` is of format {str(error.found)[:20]}, this version reads "
+            f"format {FORMAT} and older ones",
             where=str(folder),
             remedy="use the version of mim3d that `versions.json` of the run names",
             code="checkpoint-format",
-        )
+        ) from error
+    except (OSError, DocumentError) as error:
+        raise _damaged(folder, NUMBERS) from error
     return numbers
+
+
+def _is_first(numbers: dict[str, Any]) -> bool:
+    return type(numbers.get("format")) is int and numbers["format"] == 1
 
 
 def _check(folder: Path, name: str, numbers: dict[str, Any]) -> None:
@@ -154,15 +190,6 @@ def _damaged(folder: Path, name: str) -> UserError:
         remedy="restore the file, or start the run again with `--overwrite`",
         code="checkpoint-damaged",
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            total.update(block)
-    return total.hexdigest()
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

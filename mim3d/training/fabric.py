@@ -6,28 +6,28 @@ environment. Fabric takes seconds to import, hence inside the functions that nee
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
 from mim3d.config.sections import TrainingConfig
-from mim3d.foundation.errors import ConfigError, ResourceError
+from mim3d.foundation.errors import ConfigError, ProcessLost, ResourceError
 from mim3d.objectives.base import Task
+from mim3d.training import waiting
+from mim3d.training.signals import Abandoned
 from mim3d.training.stepper import ShardedStepper, Stepper
 
 Result = TypeVar("Result")
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=60)
-"""How long a process waits for the others; the first one validates and writes meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Machine:
         self.device: torch.device = fabric.device
         self.rank: int = fabric.global_rank
         self.world: int = fabric.world_size
+        self._patience = waiting.Patience(self.rank, self.world)
 
     @property
     def is_first(self) -> bool:
@@ -176,25 +177,33 @@ class Machine:
         torch.distributed.all_gather_object(found, item)
         return found
 
-    def barrier(self) -> None:
-        """Waits until every process is here."""
-        if self.world > 1:
-            self._fabric.barrier()
-
     def first(self, function: Callable[[], Result]) -> Result:
-        """Calls `function` in the first process; all get its result, or raise its error."""
+        """Calls `function` in the first process; all get its result, or raise its error.
+
+        The others wait as long as the first one lives.
+        """
         if self.world == 1:
             return function()
-        outcome: tuple[Any, Exception | None] = (None, None)
-        if self.is_first:
-            try:
-                outcome = (function(), None)
-            except Exception as error:
-                outcome = (None, error)
+        outcome: tuple[Any, BaseException | None] = (None, None)
+        with self._patience.while_first_works():
+            if self.is_first:
+                try:
+                    outcome = (function(), None)
+                except (Exception, Abandoned) as error:
+                    outcome = (None, error)
         result, failure = self._fabric.broadcast(outcome)
         if failure is not None:
             raise failure
         return result  # type: ignore[no-any-return]
+
+    def hurry(self, seconds: float) -> None:
+        """From now on a process that keeps the others waiting so long is taken for dead."""
+        if self.world > 1:
+            self._patience.shorten(seconds)
+
+    def lost(self, error: BaseException) -> ProcessLost | None:
+        """What to say where an error means that another process is gone or hangs; else None."""
+        return self._patience.lost(error)
 
 
 def start(training: TrainingConfig) -> Machine:
@@ -221,14 +230,14 @@ def start(training: TrainingConfig) -> Machine:
         "torchrun": room_environments.TorchElasticEnvironment,
         "slurm": room_environments.SLURMEnvironment,
     }[found.launcher]
+    meeting = environment()
     strategy: Any = "auto"
     if found.world > 1:
         strategies = importlib.import_module(f"{room.__name__}.strategies")
         # Unused parameters are normal here: frozen encoders, skips a decoder does not take.
         # Tasks keep their own buffers; sending the first process's would undo the others'.
-        strategy = strategies.DDPStrategy(
-            find_unused_parameters=True, broadcast_buffers=False, timeout=COLLECTIVE_TIMEOUT
-        )
+        strategy = strategies.DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+        _join(found, meeting, device)
     devices: Any = found.local_world
     if found.world == 1 and device.type == "cuda":
         devices = [device.index or 0]
@@ -238,11 +247,30 @@ def start(training: TrainingConfig) -> Machine:
         num_nodes=found.world // found.local_world,
         strategy=strategy,
         precision={"fp32": "32-true", "bf16": "bf16-mixed"}[precision],
-        plugins=[environment()] if found.world > 1 else None,
+        plugins=[meeting],
     )
     fabric.launch()
     shards = training.strategy == "fsdp" and found.world > 1
     return Machine(fabric, precision, found.launcher, shards=shards)
+
+
+def _join(found: Processes, meeting: Any, device: torch.device) -> None:
+    """Brings the processes together before Fabric would: with times and names of our own."""
+    os.environ["MASTER_ADDR"] = meeting.main_address
+    os.environ["MASTER_PORT"] = str(meeting.main_port)
+    if device.type == "cuda":
+        torch.cuda.set_device(meeting.local_rank())
+    if not torch.distributed.is_initialized():
+        waiting.join(found.rank, found.world, waiting.backend_of(device))
+        atexit.register(_leave)
+    if not faulthandler.is_enabled():
+        # NCCL ends a process that waited in vain by SIGABRT: this shows where it waited.
+        faulthandler.enable()
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _fabric_room() -> Any:

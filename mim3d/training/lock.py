@@ -1,12 +1,16 @@
 """Who works in a run folder: a file made exclusively, kept fresh, taken over when stale.
 
-No `flock`: it means nothing on many network file systems. The lock is a file created exclusively,
-and a thread renews its time of change while the owner lives.
+No `flock`: it means nothing on many network file systems. The lock is a file that gets its name
+with its content in it, and only if nobody has that name; a thread renews its time of change while
+the owner lives. A stale lock is removed by whoever holds the lock on that one lock, so that of
+several who find it stale none can remove the lock that another has just taken.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
@@ -17,7 +21,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from mim3d.foundation.atomic import temporary_name
+from mim3d.foundation.disk import explained
 from mim3d.foundation.errors import UserError
+from mim3d.foundation.owner import Owner
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +32,8 @@ NAME = "lock.json"
 RENEWED_EVERY_SECONDS = 30.0
 STALE_AFTER_SECONDS = 300.0
 """Ten missed renewals: the owner's machine is gone, or was asleep."""
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What file systems say on which a file has one name."""
 
 
 class FolderLock:
@@ -32,10 +41,11 @@ class FolderLock:
 
     Args:
         folder: exists.
+        name: of the lock's file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
+    def __init__(self, folder: Path, name: str = NAME) -> None:
+        self._path = folder / name
         self._token = uuid.uuid4().hex
         self._released = threading.Event()
         self.note: str | None = None
@@ -46,38 +56,80 @@ class FolderLock:
 
         Raises:
             UserError: another living process holds it.
+            DiskError: the lock cannot be written.
         """
-        for _ in range(3):
-            if self._create():
-                thread = threading.Thread(target=self._renew, daemon=True)
-                thread.start()
-                return
-            self._remove_stale()
-        raise self._held({})
+        self._own()
+        self._clear_abandoned()
+        threading.Thread(target=self._renew, daemon=True).start()
 
     def release(self) -> None:
         """Gives the lock back, if it is still ours."""
         self._released.set()
-        if _content(self._path).get("token") == self._token:
-            self._path.unlink(missing_ok=True)
+        if self._is_ours():
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raises `UserError` if another process has taken the lock over: it writes there now.
+
+        A lock that somebody removed by hand is no sign of another.
+        """
+        owner = _content(self._path)
+        if owner.get("token") not in (None, self._token):
+            raise UserError(
+                f"run folder `{self._path.parent}` was taken over by process "
+                f"{owner.get('pid', '?')} on `{owner.get('host', '?')}` while this one stood still",
+                remedy="leave the run to that process",
+                code="run-taken-over",
+            )
+
+    def _own(self) -> None:
+        for _ in range(3):
+            if self._create():
+                return
+            self._remove_stale()
+        raise self._held({})
 
     def _create(self) -> bool:
+        content = json.dumps(
+            {
+                "host": socket.gethostname(),
+                "home": Owner.this().home,
+                "pid": os.getpid(),
+                "process_start": Owner.this().start,
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "job": os.environ.get("SLURM_JOB_ID"),
+                "token": self._token,
+            }
+        )
+        temporary = temporary_name(self._path)
+        with explained(self._path, temporary):
+            temporary.write_text(content, encoding="utf-8")
+            try:
+                os.link(temporary, self._path)
+            except FileExistsError:
+                # Over a network the answer to a link that was made may have been lost.
+                return temporary.stat().st_nlink == 2
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                return self._create_without_links(content)
+            return True
+
+    def _create_without_links(self, content: str) -> bool:
+        """For file systems on which a file has one name."""
         try:
-            descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            file = open(self._path, "x", encoding="utf-8")  # noqa: SIM115
         except FileExistsError:
             return False
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(
-                {
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "process_start": _process_start(os.getpid()),
-                    "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-                    "job": os.environ.get("SLURM_JOB_ID"),
-                    "token": self._token,
-                },
-                file,
-            )
+        try:
+            with file:
+                file.write(content)
+        except BaseException:
+            # Half a lock is nobody's and would keep everybody out.
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            raise
         return True
 
     def _remove_stale(self) -> None:
@@ -85,15 +137,37 @@ class FolderLock:
         why = _why_stale(self._path, owner)
         if why is None:
             raise self._held(owner)
-        # Renamed first: of several that find the lock stale, one moves it away.
-        aside = self._path.with_name(f"{NAME}.{self._token}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self._path, aside)
-            aside.unlink()
-            self.note = f"took over from process {owner.get('pid', '?')}: {why}"
-            logger.info("%s: %s", self._path.parent, self.note)
+        mark = hashlib.sha256(str(owner.get("token")).encode()).hexdigest()[:8]
+        guard = FolderLock(self._path.parent, f"{self._path.name}.{mark}")
+        guard._own()
+        try:
+            if _content(self._path).get("token") == owner.get("token"):
+                with explained(self._path):
+                    self._path.unlink(missing_ok=True)
+                self.note = f"took over from process {owner.get('pid', '?')}: {why}"
+                logger.info("%s: %s", self._path.parent.name, self.note)
+        finally:
+            guard.release()
+
+    def _clear_abandoned(self) -> None:
+        """Removes the guards of processes that were killed while they took a lock over."""
+        for guard in self._path.parent.glob(f"{self._path.name}.*"):
+            if _owner(_content(guard)).is_alive() is False:
+                with contextlib.suppress(OSError):
+                    guard.unlink(missing_ok=True)
+
+    def _is_ours(self) -> bool:
+        return bool(_content(self._path).get("token") == self._token)
 
     def _held(self, owner: dict[str, Any]) -> UserError:
+        if not owner:
+            return UserError(
+                f"run folder `{self._path.parent}` is in use by a process that is just taking it, "
+                "or was killed before it wrote its name",
+                remedy=f"try again in {STALE_AFTER_SECONDS / 60:.0f} minutes, or choose another "
+                "--out",
+                code="run-in-use",
+            )
         return UserError(
             f"run folder `{self._path.parent}` is in use by process {owner.get('pid', '?')} on "
             f"`{owner.get('host', '?')}` since {owner.get('since', '?')}",
@@ -103,50 +177,58 @@ class FolderLock:
 
     def _renew(self) -> None:
         while not self._released.wait(RENEWED_EVERY_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(self._path)
+            if self._is_ours():
+                with contextlib.suppress(OSError):
+                    os.utime(self._path)
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with open(path, "rb") as file:
+            content = json.loads(file.read(4096))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _why_stale(path: Path, owner: dict[str, Any]) -> str | None:
+def _owner(content: dict[str, Any]) -> Owner:
+    """The process that a lock names; one of nowhere if it names none."""
+    pid, start = content.get("pid"), content.get("process_start")
+    home = content.get("home")
+    if home is None and content.get("host") == socket.gethostname():
+        home = Owner.this().home
+    if not isinstance(pid, int):
+        return Owner("", 0, "")
+    return Owner(str(home), pid, str(start))
+
+
+def _why_stale(path: Path, content: dict[str, Any]) -> str | None:
     """Why the owner cannot be alive, or None where it may be."""
     try:
-        silent = time.time() - path.stat().st_mtime
+        changed = path.stat().st_mtime
     except FileNotFoundError:
         return "it has just ended"
-    if silent > STALE_AFTER_SECONDS:
-        return f"no sign of life for {silent / 60:.0f} minutes"
-    if owner.get("host") == socket.gethostname() and isinstance(owner.get("pid"), int):
-        start = _process_start(owner["pid"])
-        if start is None or start != owner.get("process_start"):
-            return "it ended without giving the folder back"
+    is_alive = _owner(content).is_alive()
+    if is_alive is not None:
+        return None if is_alive else "it ended without giving the folder back"
     job = os.environ.get("SLURM_JOB_ID")
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0)
-    if job is not None and job == owner.get("job") and restarts > 0:
+    if job is not None and job == content.get("job") and restarts > 0:
         return "its SLURM job was put back in the queue"
+    silent = _now(path) - changed
+    if silent > STALE_AFTER_SECONDS:
+        return f"no sign of life for {silent / 60:.0f} minutes"
     return None
 
 
-def _process_start(pid: int) -> str | None:
-    """When a process of this machine began, so that a reused number is told apart; None: ended."""
-    stat = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").is_file():
-        try:
-            # Field 22, counted behind the name, which may hold spaces and brackets.
-            return stat.read_text().rpartition(")")[2].split()[19]
-        except (OSError, IndexError):
-            return None
+def _now(path: Path) -> float:
+    """The time by the clock that dates the files beside `path`: a server may have its own."""
+    fresh = temporary_name(path)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"
+        fresh.touch()
+        return fresh.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink()

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from mim3d.foundation.atomic import write_text
+from mim3d.foundation.disk import explained
+from mim3d.foundation.documents import parsed
 from mim3d.foundation.reporting import duration
 
 logger = logging.getLogger(__name__)
@@ -78,39 +80,59 @@ class Log:
     Args:
         folder: the run's.
         step: updates made so far.
+        is_closed: whether what is due after that step was done; if not, its looks come again.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, *, is_closed: bool = True) -> None:
         path = folder / "log.jsonl"
         if path.is_file():
-            write_text(path, "".join(_lines_until(path, step)))
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            write_text(path, "".join(_lines_until(path, step, is_closed)))
+        with explained(path):
+            # Unbuffered: what a full disk refused must not come again when the file is closed.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._path = path
         self._events = _open_events(folder / "tensorboard", step)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line, on the disk before this returns; numbers go to TensorBoard too."""
+        """One line, handed to the system before this returns; numbers go to TensorBoard too.
+
+        Raises:
+            DiskError: the line cannot be written.
+        """
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **_plain(values)}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        left = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
+        with explained(self._path, need=len(left)):
+            while left:
+                left = left[self._file.write(left) or 0 :]
         if self._events is not None:
             numbers = {k: v for k, v in values.items() if isinstance(v, float) and math.isfinite(v)}
-            self._events.scalars(kind, step, numbers)
+            self._view(self._events.scalars, kind, step, numbers)
 
     def close(self) -> None:
         """Closes both."""
         self._file.close()
         if self._events is not None:
-            self._events.close()
+            self._view(self._events.close)
+
+    def _view(self, call: Callable[..., None], *values: Any) -> None:
+        """A call of TensorBoard's writer, which is a view: training does not end with it."""
+        try:
+            call(*values)
+        except OSError as error:
+            self._events = None
+            logger.warning("TensorBoard's file ends here (%s); `log.jsonl` goes on", error.strerror)
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
+def _lines_until(path: Path, step: int, is_closed: bool) -> list[str]:
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
-            entry = json.loads(line)
+            entry = parsed(line)
         except ValueError:
             continue
-        if line.endswith("\n") and isinstance(entry, dict) and entry.get("step", 0) <= step:
+        if not (line.endswith("\n") and isinstance(entry, dict)) or entry.get("step", 0) > step:
+            continue
+        if is_closed or entry.get("kind") != "validation" or entry["step"] < step:
             kept.append(line)
     return kept
 
@@ -126,7 +148,11 @@ def _open_events(folder: Path, step: int) -> _Events | None:
     if find_spec("tensorboard") is None:
         logger.info("tensorboard is not installed: the run is logged to `log.jsonl` only")
         return None
-    return _Events(folder, step)
+    try:
+        return _Events(folder, step)
+    except OSError as error:
+        logger.warning("TensorBoard's file cannot be written: %s", error.strerror)
+        return None
 
 
 class _Events:

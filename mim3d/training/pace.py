@@ -98,6 +98,28 @@ class Pace:
         return seconds
 
 
+class Slowest:
+    """How long the slowest step and the slowest validation of this process took, in seconds.
+
+    A step counts from the end of the one before it, waiting for data included; the first is left
+    out, for it loads volumes.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0.0
+        self.look = 0.0
+        self._began: float | None = None
+
+    def begin_step(self) -> None:
+        """The step before is over, validation and checkpoint included."""
+        self._began = time.monotonic()
+
+    def end_step(self) -> None:
+        """Gradients are there."""
+        if self._began is not None:
+            self.step = max(self.step, time.monotonic() - self._began)
+
+
 def timed(batches: Iterator[Item], pace: Pace) -> Generator[Item, None, None]:
     """The same batches; how long each kept the caller waiting goes to the pace."""
     try:

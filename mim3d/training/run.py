@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,7 +13,16 @@ from typing import Any
 
 from mim3d.config.reading import dump, load
 from mim3d.config.sections import TrainingConfig
-from mim3d.foundation.atomic import TEMPORARY, sweep, write_json, write_text
+from mim3d.foundation.atomic import (
+    TEMPORARY,
+    make_folder,
+    sweep,
+    temporary_name,
+    write_json,
+    write_text,
+)
+from mim3d.foundation.disk import check_there
+from mim3d.foundation.documents import read_object, write_sealed
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
 from mim3d.foundation.versions import versions
 from mim3d.training import fabric
@@ -20,14 +30,20 @@ from mim3d.training.checkpoints import Checkpoints
 from mim3d.training.lock import NAME as LOCK
 from mim3d.training.lock import FolderLock
 
+logger = logging.getLogger(__name__)
+
 CONFIG, VERSIONS, STATUS, RESULTS = "config.yaml", "versions.json", "status.json", "results.json"
 CURVE = "curve.json"
 OWN = (
-    STATUS, RESULTS, CURVE, "preparation.json", "probes.json", "log.jsonl", "checkpoints",
-    "tensorboard", "pictures", VERSIONS, CONFIG,
+    STATUS, RESULTS, CURVE, "checkpoints", "preparation.json", "init.json", "probes.json",
+    "log.jsonl", "tensorboard", "pictures",
 )  # fmt: skip
-"""What a run consists of, in the order in which `overwrite` removes it; nothing else is touched."""
-MAY_DIFFER = frozenset({"training.strategy"})
+"""What a run has made, in the order in which `overwrite` removes it; nothing else is touched.
+
+Config and versions are replaced and never removed: by them a folder is known as a run, at whatever
+moment a process in it was killed.
+"""
+MAY_DIFFER = frozenset({"training.strategy", "training.collective_timeout_seconds"})
 """Settings that change how a run is computed and not what: it may go on with others."""
 
 
@@ -48,7 +64,7 @@ class Run:
         self.folder = folder
         self.writes = writes
         self.is_done = is_done
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.checkpoints = Checkpoints(folder / "checkpoints", self._check_owner)
         self.note: str | None = None
         """What is worth telling of how the run was found: a stale lock, leftovers."""
         self._lock: FolderLock | None = None
@@ -98,7 +114,7 @@ class Run:
             _check_same_config(folder, config)
             if read_status(folder).get("state") == "done":
                 return cls(folder, is_done=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         run = cls(folder)
         run._lock = FolderLock(folder)
         run._lock.take()
@@ -119,7 +135,7 @@ class Run:
             notes.append(f"removed {leftovers} unfinished files of a process that was killed")
         self.note = "; ".join(notes) or None
         write_json(self.folder / VERSIONS, versions())
-        if not (self.folder / CONFIG).is_file():
+        if overwrite or not (self.folder / CONFIG).is_file():
             write_text(self.folder / CONFIG, dump(config))
 
     def __enter__(self) -> Run:
@@ -143,10 +159,20 @@ class Run:
             self._lock.release()
             self._lock = None
 
+    def _check_owner(self) -> None:
+        if self._lock is not None:
+            check_there(self.folder / STATUS)
+            self._lock.check()
+
     def write_json(self, name: str, content: Any) -> None:
         """Writes a whole JSON file into the folder."""
         if self.writes:
             write_json(self.folder / name, content)
+
+    def write_sealed(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a whole JSON file that ends with a checksum of itself."""
+        if self.writes:
+            write_sealed(self.folder / name, content)
 
     def progress(self, step: int, steps: int) -> None:
         """Notes how far the training is."""
@@ -174,17 +200,22 @@ class Run:
         elif isinstance(error, StoppedError):
             state = "stopped"
         known = isinstance(error, UserError)
-        self._write_status(state, reason=str(error) if known else type(error).__name__)
+        try:
+            self._write_status(state, reason=str(error) if known else type(error).__name__)
+        except UserError as other:
+            # What ended the work is the message; that it could not be noted is none.
+            logger.warning("%s", other)
 
     def results(self) -> dict[str, Any]:
         """`results.json`, or the training's own summary where nothing else was written."""
         path = self.folder / RESULTS
         if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return read_object(path)
         return dict(read_status(self.folder).get("training", {}))
 
     def _write_status(self, state: str, **changes: Any) -> None:
         if self.writes:
+            self._check_owner()
             now = time.strftime("%Y-%m-%d %H:%M:%S")
             status = {**read_status(self.folder), "state": state, "updated": now, **changes}
             write_json(self.folder / STATUS, status)
@@ -193,7 +224,7 @@ class Run:
 def read_status(folder: Path) -> dict[str, Any]:
     """`status.json`: `state`, `step`, `steps`, `reason`, `updated`; empty where there is none."""
     path = folder / STATUS
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -252,6 +283,9 @@ def _empty(folder: Path) -> None:
     for name in OWN:
         item = folder / name
         if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item)
+            # In one move: half a checkpoint is none that a run could go on from.
+            removed = temporary_name(item)
+            os.replace(item, removed)
+            shutil.rmtree(removed)
         else:
             item.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mim3d.data.batch import CropBatch
+from mim3d.data.batch import MicroBatch
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.training.ema import MeanWeights
 from mim3d.training.sharding import encoder_blocks, shard, whole
@@ -18,7 +18,7 @@ from mim3d.training.sharding import encoder_blocks, shard, whole
 class _Visit:
     """One call of a task. Not a dataclass: Fabric and DDP copy those, and fail on frozen ones."""
 
-    def __init__(self, batch: CropBatch, moment: Moment) -> None:
+    def __init__(self, batch: MicroBatch, moment: Moment) -> None:
         self.batch = batch
         self.moment = moment
         self.outcome: Outcome | None = None
@@ -50,7 +50,9 @@ class Stepper:
         self._shares = shares_gradients
         self._wrapped = fabric.setup_module(_Door(task))
 
-    def __call__(self, batch: CropBatch, moment: Moment, *, share: float, is_last: bool) -> Outcome:
+    def __call__(
+        self, batch: MicroBatch, moment: Moment, *, share: float, is_last: bool
+    ) -> Outcome:
         """One micro-batch: adds `share` of its gradient, and the other processes' at the last one.
 
         Args:

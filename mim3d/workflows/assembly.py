@@ -15,6 +15,7 @@ from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import generator
 from mim3d.models.presets import completed
 from mim3d.training.loop import FitResult
+from mim3d.workflows.loading import RECORD_FORMAT
 
 
 def store_of(data: DataConfig) -> Store:
@@ -65,6 +66,7 @@ def initialising(seed: int, what: str) -> Iterator[None]:
 def preparation_record(store: Store, cases: tuple[str, ...], verb: str) -> dict[str, Any]:
     """What a run keeps of its store, so that prediction needs the run folder alone."""
     return {
+        "format": RECORD_FORMAT,
         "verb": verb,
         "preparation": store.preparation,
         "modalities": list(store.modalities),

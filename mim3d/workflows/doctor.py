@@ -10,29 +10,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from mim3d.foundation.errors import ExitCode, UserError
+from mim3d.foundation.errors import ExitCode
 from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.foundation.versions import PACKAGES, versions
 from mim3d.workflows.result import Result
+from mim3d.workflows.verification import Finding, verified
 
-State = Literal["ok", "warn", "fail"]
 COMPROMISED = {"lightning-fabric": ("2.6.2", "2.6.3"), "lightning": ("2.6.2", "2.6.3")}
 """Releases that carried a credential stealer (advisory GHSA-w37p-236h-pfx3)."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's report."""
-
-    name: str
-    state: State
-    text: str
 
 
 def doctor(path: str | None = None, *, reporter: Reporter | None = None) -> Result:
@@ -46,7 +35,7 @@ def doctor(path: str | None = None, *, reporter: Reporter | None = None) -> Resu
         A line a check; the exit code is 3 if one failed.
     """
     reporter = reporter or PlainReporter()
-    findings = list(_machine() if path is None else _checksums(Path(path), reporter))
+    findings = list(_machine() if path is None else verified(Path(path), reporter))
     width = max(len(finding.name) for finding in findings)
     lines = [f"{finding.state:<5}{finding.name:<{width + 2}}{finding.text}" for finding in findings]
     failed = any(finding.state == "fail" for finding in findings)
@@ -196,35 +185,4 @@ def _openmp() -> Finding:
 
 
 def _network() -> Finding:
-    return Finding("network", "ok", "mim3d uses none and sends nothing")
-
-
-def _checksums(path: Path, reporter: Reporter) -> Iterator[Finding]:
-    from mim3d.data.store import open_store
-    from mim3d.training.checkpoints import Checkpoints, read_state, read_weights
-
-    if (path / "manifest.json").is_file():
-        store = open_store(path)
-        for done, case_id in enumerate(store.cases):
-            reporter.progress(done, len(store.cases), f"verifying {case_id}")
-            for wrong in store.verify([case_id]).values():
-                yield Finding(case_id, "fail", wrong)
-        yield Finding("store", "ok", f"{len(store.cases)} cases read to the end")
-    elif (path / "config.yaml").is_file():
-        for which in ("last", "best"):
-            checkpoint = Checkpoints(path / "checkpoints").find(which)
-            if checkpoint is None:
-                continue
-            try:
-                read_weights(checkpoint)
-                read_state(checkpoint)
-            except UserError as error:
-                yield Finding(which, "fail", str(error))
-            else:
-                yield Finding(which, "ok", f"checksums of step {int(checkpoint.name):,} agree")
-    else:
-        raise UserError(
-            f"`{path}` is neither a store nor a run",
-            remedy="give a folder that `mim3d prepare`, `pretrain` or `finetune` wrote",
-            code="not-ours",
-        )
+    return Finding("network", "note", "mim3d opens no connection; none was tried")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,8 @@ from mim3d.data.prepare import read_images
 from mim3d.evaluation.folders import class_table, evaluate_folder, label_files
 from mim3d.evaluation.results import Results
 from mim3d.evaluation.table import table
+from mim3d.foundation.disk import check_written
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.pictures.colours import paints
 from mim3d.pictures.curves import draw_cases
@@ -63,6 +64,7 @@ def evaluate(
         files.append(_chart(results, path.with_suffix(".png")))
         if config.images is not None:
             files += _overlays(config, predictions, labels, results, path, reporter)
+        check_written(files)
     return Result(text=table(results), facts=results.as_json(), files=tuple(files))
 
 
@@ -71,7 +73,7 @@ def training_notes(predictions: str) -> tuple[str, ...]:
     record = Path(predictions) / RECORD
     if not record.is_file():
         return ()
-    made = json.loads(record.read_text(encoding="utf-8"))
+    made = read_object(record)
     seen = sorted(name for name, key in made.items() if key.get("trained_on"))
     if not seen:
         return ()

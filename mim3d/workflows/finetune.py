@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +21,12 @@ from mim3d.data.regions import RegionScheme
 from mim3d.data.splits import inner_split, training_cases, validation_cases
 from mim3d.data.store import Store, StoreCase
 from mim3d.evaluation.overlap import Structure, dice, index_maps, meetings, sizes
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.inference.blinding import blind
-from mim3d.inference.sliding_window import slide
+from mim3d.inference.sliding_window import slabs
+from mim3d.inference.windows import check_inference, plan_sweep
 from mim3d.models.unetr import UNETR
 from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
@@ -42,7 +43,16 @@ from mim3d.workflows.assembly import (
     skipped,
     store_of,
 )
-from mim3d.workflows.loading import PREPARATION, encoder_of, network_of, scheme_of, start_from
+from mim3d.workflows.loading import (
+    INIT,
+    encoder_of,
+    initial_record,
+    keep_preparation,
+    network_of,
+    scheme_of,
+    start_from,
+)
+from mim3d.workflows.memory import training_need, within_memory
 from mim3d.workflows.result import Result
 
 SCRATCH = "none"
@@ -98,17 +108,19 @@ def finetune(
         f"`{folder}`"
     )
     if dry_run:
+        reporter.say(str(training_need(config)))
         return Result(text="nothing was written (--dry_run)")
     run = Run.create_or_continue(folder, to_mapping(config), overwrite=overwrite)
     if run.is_done:
         return Result(text=f"`{folder}` is done", facts=run.results(), files=(folder,))
 
-    with run:
-        run.write_json(PREPARATION, preparation_record(store, cases, "finetune"))
+    with run, within_memory(config, reporter):
+        keep_preparation(run, preparation_record(store, cases, "finetune"))
         with initialising(config.training.seed, "finetune"):
             network = network_of(config, classes)
         if config.init != SCRATCH:
             start_from(network.encoder, str(config.init), config.init_checkpoint, reporter)
+            run.write_json(INIT, initial_record(str(config.init), config.init_checkpoint))
         task = Segmentation(
             network, config.objective, classes.count, regions=scheme, values=classes.values
         )
@@ -264,7 +276,7 @@ def read_curve(folder: Path) -> dict[str, Any]:
     Empty where there is none.
     """
     path = folder / CURVE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _look(
@@ -272,6 +284,7 @@ def _look(
 ) -> Look:
     structures = structures_of(classes, scheme)
     window = config.inference.window or config.data.crop_size
+    check_inference(config.inference)
 
     def scores_of(task: Task, cases: Sequence[str]) -> Scores:
         network = network_in(task)
@@ -323,8 +336,14 @@ def _case_dice(
     _, labels = case.read((0, 0, 0), size)
     assert labels is not None  # validation cases are labelled ones
     voxels = torch.from_numpy(case.read_normalised((0, 0, 0), size)).to(device)
-    logits = slide(voxels, network, config.inference, window=window, spacing_mm=case.spacing_mm)
-    prediction = to_values(logits, classes, scheme)
+    x, y, z = size
+    sweep = plan_sweep((x, y, z), window, config.inference.overlap)
+    # Rows of labels as they come: the logits of all classes of a whole volume may not fit.
+    rows = [
+        to_values(slab.sums, classes, scheme)
+        for slab in slabs(voxels, network, config.inference, sweep, spacing_mm=case.spacing_mm)
+    ]
+    prediction = np.concatenate(rows, axis=sweep.axis)
     ignored = labels == IGNORE_INDEX
     reference = classes.to_value(np.where(ignored, 0, labels))
     prediction[ignored] = 0
@@ -341,7 +360,7 @@ def _case_dice(
 def to_values(
     logits: torch.Tensor, classes: ClassTable, scheme: RegionScheme | None
 ) -> NDArray[np.integer[Any]]:
-    """Logits `k x y z` to label values `x y z`."""
+    """Logits `k x y z`, up to a positive factor a voxel, to label values `x y z`."""
     if scheme is not None:
         return np.asarray(scheme.to_values((logits > 0).cpu().numpy()))
     return np.asarray(classes.to_value(logits.argmax(0).cpu().numpy()))

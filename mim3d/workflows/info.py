@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from mim3d.config.reading import differences, read_config, to_mapping
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.evaluation.results import read_results
 from mim3d.evaluation.table import table
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.workflows.loading import load_preparation
@@ -28,7 +28,7 @@ def info(path: str, *, reporter: Reporter | None = None) -> Result:
     """
     place = Path(path)
     if place.is_file():
-        return Result(text=table(read_results(place)), facts=json.loads(place.read_text()))
+        return Result(text=table(read_results(place)), facts=read_object(place))
     if (place / "manifest.json").is_file():
         return _of_store(place)
     if (place / "config.yaml").is_file():
@@ -82,20 +82,22 @@ def _of_run(place: Path) -> Result:
     status = _read(place / "status.json")
     encoder = config.encoder
     size = ", ".join(str(side) for side in encoder.patch)
-    verb = "fine-tuning" if is_tuned else "pre-training"
+    verb = {"finetune": "fine-tuning", "convert": "converted"}.get(record["verb"], "pre-training")
     origin = {None: "scratch", "none": "scratch"}.get(config.init, f"`{config.init}`")
     lines = [
         f"{verb} run, {status.get('state', 'not started')} "
-        f"({status.get('step', 0):,} of {config.training.steps:,} steps)",
+        f"({_number(status.get('step', 0)):,} of {config.training.steps:,} steps)",
         f"encoder   {encoder.preset}, patch ({size}), positions {encoder.positions}, "
         f"{encoder.channels} channel(s); all of it is trained and kept",
         f"start     {origin}",
     ]
     lines.append(f"trained   on {len(record['trained_on'])} cases")
-    results = _read(place / "results.json") or status.get("training", {})
-    for name, numbers in results.get("validation", {}).items():
+    results = _read(place / "results.json") or _table(status.get("training"))
+    for name, numbers in _table(results.get("validation")).items():
         told = ", ".join(
-            f"{key} {value:.4f}" for key, value in numbers.items() if value is not None
+            f"{key} {_number(value):.4f}"
+            for key, value in _table(numbers).items()
+            if value is not None
         )
         lines.append(f"{name:<9} {told}")
     changed = differences(config, type(config)())
@@ -104,5 +106,14 @@ def _of_run(place: Path) -> Result:
     return Result(text="\n".join(lines), facts=facts)
 
 
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> int | float:
+    """What stands in a record for a number; one that rotted is shown as what it is not."""
+    return value if type(value) in (int, float) else float("nan")
+
+
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}

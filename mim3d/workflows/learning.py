@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mim3d.foundation.documents import parsed
 from mim3d.pictures.curves import Curve, Panel, draw_panels
 
 PICTURE = "curves.png"
@@ -53,7 +53,7 @@ def draw_learning(folder: Path, name: str) -> Path:
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines():
-        yield json.loads(line)
+        yield parsed(line)
 
 
 def _curves(names: Names, entries: Sequence[dict[str, Any]]) -> dict[str, Curve]:

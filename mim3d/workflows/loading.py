@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mim3d.config.reading import read_config
 from mim3d.config.sections import EncoderConfig
+from mim3d.config.tree import hints
+from mim3d.config.values import convert
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.prepare import VolumeRule
 from mim3d.data.regions import RegionScheme, region_scheme
-from mim3d.foundation.errors import UserError
+from mim3d.foundation.digests import file_digest
+from mim3d.foundation.documents import DocumentError, bounded, versioned
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.inference.segmenter import Segmenter
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
-from mim3d.models.weights import encoder_config, transfer_encoder
-from mim3d.training.checkpoints import WEIGHTS, Checkpoints, file_digest, read_weights
+from mim3d.models.weights import encoder_config, encoder_tensors, load_whole, transfer_encoder
+from mim3d.training.checkpoints import (
+    WEIGHTS,
+    Checkpoints,
+    read_weights,
+    weights_digest,
+)
 from mim3d.training.fabric import choose_device, choose_precision
+from mim3d.training.run import Run, differing_keys
 
 Which = Literal["last", "best"]
 PREPARATION = "preparation.json"
 """What a run keeps of its store."""
+RECORD_FORMAT = 2
+"""Of `preparation.json`: the first version had neither a format nor a checksum."""
+INIT = "init.json"
+"""What a run keeps of the one it started from."""
 
 
 def checkpoint_of(run: str | Path, which: Which = "last") -> Path:
@@ -68,14 +83,107 @@ def start_from(encoder: VolumeViT, run: str, which: Which, reporter: Reporter) -
     reporter.say(f"loaded all {len(report.loaded)} encoder tensors of `{run}`{left}")
 
 
+RECORD: dict[str, type] = {
+    "verb": str,
+    "preparation": dict,
+    "modalities": list,
+    "channel_names": list,
+    "trained_on": dict,
+}
+"""What a run keeps of its store has at least."""
+
+
+def initial_record(run: str, which: Which = "last") -> dict[str, Any]:
+    """What a run that starts from another keeps of it: the step, and a digest of the encoder.
+
+    The digest is `weights_digest` of the encoder's tensors by their own keys: equal exactly where
+    every number is.
+    """
+    folder = checkpoint_of(run, which)
+    inside, left = encoder_tensors(read_weights(folder)[0])
+    return {
+        "init": run,
+        "checkpoint": which,
+        "step": int(folder.name),
+        "encoder_digest": weights_digest(inside),
+        "loaded": sorted(inside),
+        "left": list(left),
+    }
+
+
 def load_preparation(run: str | Path) -> dict[str, Any]:
-    """What a run keeps of its store."""
-    return dict(json.loads((Path(run) / PREPARATION).read_text(encoding="utf-8")))
+    """What a run keeps of its store.
+
+    Raises:
+        UserError: it is missing, damaged or of a later version.
+    """
+    path = Path(run) / PREPARATION
+    try:
+        record = versioned(bounded(path), {"format": RECORD_FORMAT}, _is_first)
+        absent = [name for name, kind in RECORD.items() if not isinstance(record.get(name), kind)]
+        if absent:
+            raise DocumentError(f"it has no `{absent[0]}`")
+    except (OSError, DocumentError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise _damaged(run, str(reason)) from error
+    return record
 
 
-def classes_of(record: dict[str, Any]) -> ClassTable:
-    """The class table of a run's record."""
-    return ClassTable.from_json(record["classes"])
+def _is_first(record: Mapping[str, Any]) -> bool:
+    """The first version began with the verb and had neither format nor checksum."""
+    return "format" not in record and next(iter(record), None) == "verb"
+
+
+def keep_preparation(run: Run, record: Mapping[str, Any]) -> None:
+    """Writes `preparation.json` of a run, or finds that it goes on with the store it began with.
+
+    Raises:
+        ConfigError: the store has other cases, voxels or preparation than when the run began.
+        UserError: what the run keeps is damaged.
+    """
+    if run.checkpoints.find() is not None and (run.folder / PREPARATION).is_file():
+        there = load_preparation(run.folder)
+        differing = {
+            key: values
+            for key, values in differing_keys(there, json.loads(json.dumps(record))).items()
+            # What an older version did not write down was not another one.
+            if values[0] is not None and key != "format"
+        }
+        if differing:
+            first, (was, now) = next(iter(differing.items()))
+            others = f" and {len(differing) - 1} more differ" if len(differing) > 1 else " differs"
+            raise ConfigError(
+                f"the store is not the one that run `{run.folder}` began with: `{first}`{others} "
+                f"({_short(was)} then, {_short(now)} now)",
+                remedy="choose another --out, or add `--overwrite` to start again",
+                code="store-differs",
+            )
+    run.write_sealed(PREPARATION, record)
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:12]}..."
+
+
+def _damaged(run: str | Path, reason: str) -> UserError:
+    return UserError(
+        f"`{PREPARATION}` of run `{run}` cannot be used: {reason}",
+        remedy="restore the file; it says what the run was trained on",
+        code="run-damaged",
+    )
+
+
+def classes_of(record: dict[str, Any], run: str | Path = "") -> ClassTable:
+    """The class table of a run's record.
+
+    Raises:
+        UserError: it has none.
+    """
+    try:
+        return ClassTable.from_json(record["classes"])
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _damaged(run, "its classes are no table") from error
 
 
 def network_of(config: FinetuneConfig, classes: ClassTable) -> UNETR:
@@ -125,16 +233,16 @@ def load_segmenter(
             code="no-segmenter",
         )
     config = read_config(Path(run) / "config.yaml", FinetuneConfig)
-    classes = classes_of(record)
+    classes = classes_of(record, run)
     network = network_of(config, classes)
-    network.load_state_dict(read_weights(folder)[0], strict=True)
+    load_whole(network, read_weights(folder)[0], source=str(run))
     chosen = choose_device(device)
     return Segmenter(
         network,
         config.inference.window or config.data.crop_size,
         classes=classes,
         regions=scheme_of(config, classes),
-        rule=_rule(config, record),
+        rule=_rule(config, record, run),
         channel_names=tuple(record["channel_names"]),
         swap_on_flip=config.augmentation.swap_on_flip,
         device=chosen,
@@ -147,10 +255,16 @@ def run_digest(run: str | Path, which: Which = "last") -> str:
     return file_digest(checkpoint_of(run, which) / WEIGHTS)
 
 
-def _rule(config: FinetuneConfig, record: dict[str, Any]) -> VolumeRule:
+def _rule(config: FinetuneConfig, record: dict[str, Any], run: str | Path) -> VolumeRule:
     """What training did to a volume: the store's rule, with the run's own window if it has one."""
-    rule = VolumeRule.from_json(record["preparation"])
-    modalities = tuple(record["modalities"])
+    fields = hints(VolumeRule)
+    try:
+        stored = {name: convert(value, fields[name])
+                  for name, value in record["preparation"].items() if name in fields}  # fmt: skip
+        modalities = convert(record["modalities"], fields["modalities"])
+    except ValueError as error:
+        raise _damaged(run, f"its preparation is none ({error})") from error
+    rule = VolumeRule.from_json(stored)
     if config.data.window_hu is None:
         return replace(rule, modalities=modalities)
     return replace(rule, modalities=modalities, window_hu=config.data.window_hu)

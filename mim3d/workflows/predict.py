@@ -2,70 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mim3d.config.verbs import PredictConfig
-from mim3d.data.cohort import Case, read_cohort
-from mim3d.data.files import content_key, write_label, write_volume
-from mim3d.data.prepare import image_key, read_images
+from mim3d.data.files import write_label, write_volume
+from mim3d.data.prepare import read_images
 from mim3d.data.volume import Volume
-from mim3d.foundation.atomic import sweep, write_json
-from mim3d.foundation.errors import ConfigError, ExitCode, UserError
+from mim3d.foundation.atomic import make_folder, sweep, write_json
+from mim3d.foundation.disk import check_there, check_written
+from mim3d.foundation.documents import read_object
+from mim3d.foundation.errors import DiskError, ExitCode, ResourceError, UserError
+from mim3d.foundation.memory import gigabytes, is_out_of_memory
 from mim3d.foundation.reporting import PlainReporter, Reporter, duration
 from mim3d.inference import predict as inference
+from mim3d.inference.forecast import Forecast
 from mim3d.inference.label_files import write_label_files
+from mim3d.inference.relief import Relief
 from mim3d.inference.segmenter import Segmenter
 from mim3d.inference.windows import WindowCount
 from mim3d.pictures.colours import paints
 from mim3d.pictures.overlay import draw_overlay
 from mim3d.workflows.loading import load_preparation, load_segmenter, run_digest
+from mim3d.workflows.prediction_jobs import Job, jobs_of, warn_of_training_cases
 from mim3d.workflows.result import Result
 
 RECORD = "predictions.json"
 """Which prediction was made of what, so that the same command goes on where it stopped."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One case and where its prediction goes."""
-
-    case: Case
-    output: Path
-
-    @cached_property
-    def keys(self) -> tuple[str | None, ...]:
-        """Hash of each image's content; None where a file is missing."""
-        return tuple(content_key(path) if path.exists() else None for path in self.case.images)
-
-    @property
-    def source(self) -> str | None:
-        """The key under which a run remembers what it was trained on; None if a file is missing."""
-        if None in self.keys:
-            return None
-        return image_key({"images": [{"key": key} for key in self.keys]})
-
-    def is_there(self, config: PredictConfig) -> bool:
-        """Whether all that is asked for has been written."""
-        wanted = [self.output]
-        wanted += [self.probabilities] if config.inference.save_probabilities else []
-        wanted += [self.picture] if config.pictures else []
-        return all(path.is_file() for path in wanted)
-
-    @property
-    def picture(self) -> Path:
-        return self.output.parent / "pictures" / f"{self.case.case_id}.png"
-
-    @property
-    def probabilities(self) -> Path:
-        return self.output.with_name(self.output.name.replace(".nii.gz", "_probabilities.nii.gz"))
 
 
 def predict(
@@ -101,7 +74,7 @@ def predict(
     config = config or PredictConfig()
     reporter = reporter or PlainReporter()
     folder = Path(out)
-    jobs = _jobs(inputs, folder)
+    jobs = jobs_of(inputs, folder)
     names = [name for name in runs.split(",") if name]
     segmenters = [
         load_segmenter(
@@ -116,85 +89,149 @@ def predict(
     if dry_run:
         lines = [f"{job.output.name}" for job in jobs]
         return Result(text="\n".join([*lines, "nothing was written (--dry_run)"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
+    make_folder(folder)
+    for used in (folder, folder / "pictures"):
+        sweep(used)
     classes = segmenters[0].classes
     assert classes is not None  # a run has its class table
     labels = write_label_files(folder, classes, segmenters[0].regions)
     trained = {key for name in names for key in load_preparation(name)["trained_on"].values()}
-    _warn_of_training_cases(jobs, trained, reporter)
-
-    settings = _settings(names, config)
-    record = {} if overwrite else _record(folder)
-    refused: list[str] = []
-    windows = WindowCount(0)
-    began = time.monotonic()
+    warn_of_training_cases(jobs, trained, reporter)
+    work = _Work(folder, segmenters, config, reporter, _settings(names, config), trained)
+    work.record = {} if overwrite else _record(folder)
     for done, job in enumerate(jobs):
-        key = {**_key(job, settings), "trained_on": job.source in trained}
-        if record.get(job.output.name) == key and job.is_there(config):
-            continue
-        spent = time.monotonic() - began
-        left = f", {duration(spent / done * (len(jobs) - done))} left" if done else ""
-        reporter.progress(done, len(jobs), f"{job.case.case_id}: {done} of {len(jobs)}{left}")
-        try:
-            progress = partial(_windows, reporter, job.case.case_id)
-            windows += _predict_one(job, segmenters, config, progress)
-        except UserError as error:
-            refused.append(f"{job.case.case_id}: {error}")
-            reporter.warn(f"`{job.case.case_id}` is left out: {error}")
-            if error.remedy:
-                reporter.warn(f"hint: {error.remedy}")
-            continue
-        record[job.output.name] = key
-        write_json(folder / RECORD, record)
-    return _result(folder, jobs, refused, windows, labels[1], time.monotonic() - began)
+        work.take(done, len(jobs), job)
+    return work.result(jobs, labels)
 
 
-def _jobs(inputs: Sequence[str], folder: Path) -> list[_Job]:
-    if not inputs:
-        raise ConfigError(
-            "there is no input to predict",
-            remedy="name files, DICOM folders or a folder of images after the run",
-            code="no-input",
+@dataclass(eq=False)
+class _Work:
+    """One command's way through its cases.
+
+    Args:
+        folder: of the predictions.
+        segmenters: one a run.
+        config: the sliding window and what is written.
+        reporter: where progress goes.
+        settings: what decides a prediction besides its input.
+        trained: keys of what the runs were trained on.
+    """
+
+    folder: Path
+    segmenters: Sequence[Segmenter]
+    config: PredictConfig
+    reporter: Reporter
+    settings: dict[str, Any]
+    trained: Collection[str]
+    record: dict[str, Any] = field(default_factory=dict)
+    finished: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    is_memory_alone: bool = True
+
+    def __post_init__(self) -> None:
+        self.windows = WindowCount(0)
+        self.began = time.monotonic()
+        self.forecast = Forecast(lambda need: self.reporter.say(f"plan of a volume: {need}"))
+        device = torch.device(self.segmenters[0].device)
+        self.relief = Relief(device, self.config.inference.windows_per_batch)
+
+    def take(self, done: int, total: int, job: Job) -> None:
+        """Predicts a case, keeps what is there, or leaves the case out and says why.
+
+        Raises:
+            DiskError: it cannot be written; the next one could not either.
+        """
+        name = job.output.name
+        key = {**_key(job, self.settings), "trained_on": job.source in self.trained}
+        if self.record.get(name) != key or not job.is_there(self.config):
+            spent = time.monotonic() - self.began
+            left = f", {duration(spent / done * (total - done))} left" if done else ""
+            self.reporter.progress(done, total, f"{job.case.case_id}: {done} of {total}{left}")
+            try:
+                with explaining(self.forecast):
+                    self._predict(job)
+            except DiskError:
+                raise
+            except UserError as error:
+                self._leave_out(job, error)
+                return
+            self.record[name] = key
+            check_there(self.folder / RECORD)
+            write_json(self.folder / RECORD, self.record)
+        self.finished.append(name)
+
+    def _leave_out(self, job: Job, error: UserError) -> None:
+        self.is_memory_alone = self.is_memory_alone and isinstance(error, ResourceError)
+        # Results may be kept: names in a path or of a slice are for the person alone.
+        self.refused.append(f"{job.case.case_id}: left out ({error.code})")
+        self.reporter.warn(f"`{job.case.case_id}` is left out: {error}")
+        if error.remedy:
+            self.reporter.warn(f"hint: {error.remedy}")
+
+    def _predict(self, job: Job) -> None:
+        config = self.config
+        volume = read_images(job.case.images, align=config.align_channels, read=config.read)
+        prediction = inference.predict(
+            self.segmenters,
+            volume,
+            config.inference,
+            progress=partial(_windows, self.reporter, job.case.case_id),
+            forecast=self.forecast,
+            relief=self.relief,
         )
-    jobs: dict[str, _Job] = {}
-    for source in inputs:
-        for case in read_cohort(source).cases:
-            job = _Job(case, folder / f"{case.case_id}.nii.gz")
-            if job.output.resolve().parent != folder.resolve():
-                raise ConfigError(
-                    f"`{case.case_id}` is no name of a file in the output folder", code="name"
-                )
-            if job.output.name in jobs:
-                raise ConfigError(
-                    f"two inputs would both become `{job.output.name}`",
-                    remedy="predict them into different folders",
-                    code="same-name",
-                )
-            if any(job.output.resolve() == image.resolve() for image in case.images):
-                raise ConfigError(
-                    f"the prediction of `{case.case_id}` would overwrite its own input",
-                    remedy="choose another --out",
-                    code="overwrites-input",
-                )
-            jobs[job.output.name] = job
-    return list(jobs.values())
+        check_there(job.output)
+        if prediction.probabilities is not None:
+            write_volume(job.probabilities, prediction.probabilities.voxels, like=volume)
+        if config.pictures:
+            _draw(job, volume, prediction.labels, self.segmenters[0])
+        write_label(job.output, prediction.labels.voxels[0], volume)
+        self.windows += prediction.windows
+
+    def result(self, jobs: Sequence[Job], labels: Sequence[Path]) -> Result:
+        """What is told in the end; looks first whether all that was written is there.
+
+        Args:
+            jobs: all of the command.
+            labels: files that name the label values; the second is for ITK-SNAP.
+
+        Raises:
+            DiskError: it is not.
+        """
+        written = [RECORD, *self.finished] if self.finished else []
+        check_written([*labels, *(self.folder / name for name in written)])
+        seconds = time.monotonic() - self.began
+        result = _result(self.folder, jobs, self.refused, self.windows, labels[1], seconds)
+        plans = [vars(need) | {"windows": vars(need.windows)} for need in self.forecast.needs]
+        if self.is_memory_alone and len(self.refused) == len(jobs):
+            result = replace(result, exit_code=ExitCode.RESOURCES)
+        return replace(result, facts={**result.facts, "plans": plans})
 
 
-def _predict_one(
-    job: _Job, segmenters: Sequence[Segmenter], config: PredictConfig, progress: Any
-) -> WindowCount:
-    volume = read_images(job.case.images, align=config.align_channels, read=config.read)
-    prediction = inference.predict(segmenters, volume, config.inference, progress=progress)
-    if prediction.probabilities is not None:
-        write_volume(job.probabilities, prediction.probabilities.voxels, like=volume)
-    if config.pictures:
-        _draw(job, volume, prediction.labels, segmenters[0])
-    write_label(job.output, prediction.labels.voxels[0], volume)
-    return prediction.windows
+@contextlib.contextmanager
+def explaining(forecast: Forecast) -> Iterator[None]:
+    """Turns a lack of memory into one sentence with what was planned.
+
+    Raises:
+        ResourceError: in place of whatever a library raised for want of memory.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        planned = forecast.needs[-1].peak_bytes if forecast.needs else None
+        said = "" if planned is None else f": about {gigabytes(planned)} are needed"
+        raise ResourceError(
+            f"memory does not suffice{said}",
+            remedy="take a smaller `--inference.window` or `--inference.windows_per_batch`, or a "
+            "machine with more memory",
+            code="out-of-memory",
+        ) from error
 
 
-def _draw(job: _Job, volume: Volume, labels: Volume, segmenter: Segmenter) -> None:
+def _draw(job: Job, volume: Volume, labels: Volume, segmenter: Segmenter) -> None:
     assert segmenter.classes is not None
     draw_overlay(
         job.picture,
@@ -210,17 +247,6 @@ def _windows(reporter: Reporter, case_id: str, done: int, total: int) -> None:
     reporter.progress(done, total, f"{case_id}: window {done} of {total}")
 
 
-def _warn_of_training_cases(
-    jobs: Sequence[_Job], trained: Collection[str], reporter: Reporter
-) -> None:
-    seen = [job.case.case_id for job in jobs if job.source in trained]
-    if seen:
-        reporter.warn(
-            f"{len(seen)} of {len(jobs)} inputs were trained on, their Dice will flatter: "
-            f"{', '.join(seen[:5])}{' ...' if len(seen) > 5 else ''}"
-        )
-
-
 def _settings(runs: Sequence[str], config: PredictConfig) -> dict[str, Any]:
     """What decides a prediction besides its input."""
     return {
@@ -231,22 +257,24 @@ def _settings(runs: Sequence[str], config: PredictConfig) -> dict[str, Any]:
     }
 
 
-def _key(job: _Job, settings: dict[str, Any]) -> dict[str, Any]:
+def _key(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     """What a prediction was made of; JSON types, so that it compares with what was stored."""
     return dict(json.loads(json.dumps({"images": job.keys, **settings})))
 
 
 def _record(folder: Path) -> dict[str, Any]:
+    """What is known of the predictions that are still there."""
     path = folder / RECORD
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except ValueError:
+        record = read_object(path) if path.is_file() else {}
+    except UserError:
         return {}  # made anew: the record only saves work
+    return {name: key for name, key in record.items() if os.path.isfile(folder / name)}
 
 
 def _result(
     folder: Path,
-    jobs: Sequence[_Job],
+    jobs: Sequence[Job],
     refused: Sequence[str],
     windows: WindowCount,
     names: Path,

@@ -34,7 +34,8 @@ from mim3d.workflows.assembly import (
     store_of,
 )
 from mim3d.workflows.learning import draw_learning
-from mim3d.workflows.loading import PREPARATION, start_from
+from mim3d.workflows.loading import INIT, initial_record, keep_preparation, start_from
+from mim3d.workflows.memory import training_need, within_memory
 from mim3d.workflows.probes import NAME, probe_validators, probed
 from mim3d.workflows.result import Result
 
@@ -82,14 +83,17 @@ def pretrain(
         f"{config.training.batch_size} crops into `{folder}`"
     )
     if dry_run:
+        reporter.say(str(training_need(config)))
         return Result(text="nothing was written (--dry_run)")
     run = Run.create_or_continue(folder, to_mapping(config), overwrite=overwrite)
     if run.is_done:
         return Result(text=f"`{folder}` is done", facts=run.results(), files=(folder,))
 
-    with run:
-        run.write_json(PREPARATION, preparation_record(store, cases, "pretrain"))
+    with run, within_memory(config, reporter):
+        keep_preparation(run, preparation_record(store, cases, "pretrain"))
         task = pretext_task(config, reporter)
+        if config.init not in (None, "none"):
+            run.write_json(INIT, initial_record(str(config.init), config.init_checkpoint))
         feed = make_feed(
             store,
             cases,

@@ -148,6 +148,7 @@ def _around_labels(data: DataConfig) -> DataConfig:
     return replace(
         data, placement="label", label_share=1.0, origin_grid=None, feed="store",
         resident_on="auto", window_cases=None, max_crops_per_visit=None, workers=0,
+        crop_sizes=(),
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ nothing, and a look leaves the task as it found it (`training.validation.undistu
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from mim3d.evaluation.probes import (
     rms,
 )
 from mim3d.evaluation.similarity import psnr, ssim
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.foundation.reporting import Reporter
@@ -206,7 +206,7 @@ class _Look:
     def _known_controls(self) -> dict[str, float]:
         """What a run that goes on found at its start."""
         path = self.run.folder / CONTROLS
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
 
     def _features(self, task: Task) -> dict[str, float]:
         encoder = _encoder_of(task)

@@ -99,6 +99,37 @@ def test_numbers_stay_in_their_bounds_and_come_as_often_as_the_config_says():
         assert high - 0.02 < values.max() <= high
 
 
+@pytest.mark.parametrize("axes", ["all", "each", "z"])
+def test_factors_of_scale_are_even_in_their_logarithm_and_belong_to_their_axes(axes):
+    config = AugmentationConfig(rescale=(0.5, 4.0), rescale_axes=axes)
+
+    plans = drawn(config, 400)
+
+    factors = np.array([plan.rescale for plan in plans])
+    share = np.log(factors / 0.5) / np.log(8)
+    assert share.min() >= -1e-12
+    assert share.max() <= 1 + 1e-12
+    assert kstest(share[:, 2], "uniform").pvalue > 0.01
+    correlation = np.corrcoef(share.T)[0, 2] if axes != "z" else 0.0
+    assert abs(correlation - (axes == "all")) < 0.15
+    assert (factors[:, :2] == 1).all() == (axes == "z")
+    for plan in plans[:20]:
+        np.testing.assert_allclose(plan.warp_matrix, np.diag(plan.rescale))
+
+
+def test_a_scale_multiplies_the_voxels_of_a_warp_and_leaves_all_other_numbers_as_they_were():
+    scaled = replace(EVERYTHING, rescale=(0.5, 2.0), rescale_axes="each")
+
+    for before, after in zip(drawn(EVERYTHING, 60), drawn(scaled, 60), strict=True):
+        warp = np.eye(3) if before.warp is None else before.warp_matrix
+        np.testing.assert_allclose(after.warp_matrix, warp * after.rescale)
+        assert replace(after, warp=before.warp, rescale=(1.0, 1.0, 1.0)) == before
+
+
+def test_a_scale_of_one_is_no_warp():
+    assert all(plan.warp is None for plan in drawn(AugmentationConfig(rescale=(1.0, 1.0)), 5))
+
+
 def test_a_warp_is_a_rotation_of_the_angles_after_zoom_and_stretch_of_the_crops_own_axes():
     for plan in drawn(replace(EVERYTHING, affine_probability=1.0), 200):
         gram = plan.warp_matrix.T @ plan.warp_matrix
@@ -126,6 +157,9 @@ def test_rotation_agrees_with_scipy():
         ({"turn_plane": ("x", "y"), "turn_probability": 0.5}, "equally large, not x and y"),
         ({"turn_plane": ("x", "x")}, "turn_plane"),
         ({"turn_probability": 0.5}, "needs `augmentation.turn_plane`"),
+        ({"rescale": (0.0, 2.0)}, "rescale"),
+        ({"rescale": (2.0, 0.5)}, "smaller first"),
+        ({"rescale": (1.0, float("inf"))}, "rescale"),
     ],
 )
 def test_numbers_that_cannot_be_applied_are_refused(wrong, why):
@@ -177,6 +211,35 @@ def test_labels_and_validity_go_where_the_voxels_go(name):
     assert torch.equal(after.valid, after.voxels[0] != 0)
     assert torch.equal(after.labels[after.valid].float(), after.voxels[0][after.valid] - 1)
     assert (after.labels[~after.valid] == 255).all()
+
+
+@pytest.mark.parametrize("rescale", [(1.9, 1.9, 1.9), (0.6, 0.6, 0.6), (1.0, 1.0, 2.9)])
+def test_a_blob_lies_at_the_same_millimetres_at_every_scale(rescale):
+    size, spacing = (22, 24, 26), (1.0, 1.4, 0.7)
+    case = make_case((60, 56, 64), spacing=spacing)
+    middle = np.array([31.0, 27.0, 33.0])
+    voxels = np.stack(np.meshgrid(*map(np.arange, (60, 56, 64)), indexing="ij"), axis=-1)
+    distance = np.linalg.norm((voxels - middle) * spacing, axis=-1)
+    case.stored[:] = (3000 * np.exp(-0.5 * (distance / 2.2) ** 2)).round()
+    case.labels[:] = distance < 3.0
+    planted = case.affine[:3, :3] @ middle + case.affine[:3, 3]
+    plan = AugmentationPlan(flips=(True, False, True), warp=((2, 0, 0), (0, 1, 0), (0, 0, 1)))
+    plan = replace(plan, warp=tuple(map(tuple, np.diag(rescale).tolist())), rescale=rescale)
+
+    cut = cut_crop(
+        case, CropPlan("case", (20, 15, 20), size), labels=True, warp=plan.warp_matrix,
+        rescale=rescale,
+    )  # fmt: skip
+    crop = apply(plan, cut)
+
+    places = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
+    # Labels jump from voxel to voxel: their middle is known to a part of one.
+    for weight, most in ((crop.voxels[0].numpy(), 0.05), ((crop.labels == 1).numpy(), 0.5)):
+        centre = (places * weight[..., None]).sum((0, 1, 2)) / weight.sum()
+        found = crop.affine[:3, :3] @ centre + crop.affine[:3, 3]
+        assert np.linalg.norm(found - planted) < most
+    found_spacing = np.linalg.norm(crop.affine[:3, :3], axis=0)
+    np.testing.assert_allclose(found_spacing, np.array(spacing) * rescale)
 
 
 def test_sided_classes_change_places_only_when_x_is_mirrored():

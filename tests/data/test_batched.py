@@ -34,6 +34,9 @@ INTENSITY = AugmentationConfig(
     blur=1.3,
     blur_probability=0.6,
 )
+RESCALED = AugmentationConfig(rescale=(0.5, 2.5), rescale_axes="each")
+RESCALED_AND_TURNED = replace(WARPED, rescale=(0.6, 3.0), flip_axes=("x", "z"))
+THICK_SLICES = AugmentationConfig(rescale=(1.0, 4.0), rescale_axes="z")
 EVERYTHING = replace(
     INTENSITY,
     flip_axes=("x", "y", "z"),
@@ -108,7 +111,9 @@ def test_crops_on_whole_voxels_are_the_same_bit_for_bit(store, augmentation, gri
 
 # Values reach 60 and steps 3 a voxel here, where normalised volumes reach 4: 1e-4 of those.
 @pytest.mark.parametrize(
-    "augmentation", [WARPED, INTENSITY, EVERYTHING], ids=["warped", "intensity", "everything"]
+    "augmentation",
+    [WARPED, INTENSITY, RESCALED, RESCALED_AND_TURNED, THICK_SLICES, EVERYTHING],
+    ids=["warped", "intensity", "rescaled", "rescaled-turned", "thick-slices", "everything"],
 )
 @pytest.mark.parametrize("labels", [True, False])
 def test_augmented_crops_are_the_same_to_rounding(store, augmentation, labels):
@@ -147,8 +152,10 @@ def test_a_chunk_holds_as_many_crops_as_there_is_room_for_and_does_not_change_th
 def test_numbers_follow_from_seed_step_and_index_and_not_from_the_batch(store):
     plan = feed_of(store, EVERYTHING).plan
 
-    whole = draw_numbers(plan, EVERYTHING, 3, range(6), views=2)
-    part = draw_numbers(plan, EVERYTHING, 3, [4], views=2)
+    config = replace(EVERYTHING, rescale=(0.5, 3.0))
+
+    whole = draw_numbers(plan, config, 3, range(6), views=2)
+    part = draw_numbers(plan, config, 3, [4], views=2)
 
     for name, values in vars(whole).items():
         assert torch.equal(values[[4, 10]], getattr(part, name)), name

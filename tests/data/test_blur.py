@@ -39,6 +39,23 @@ def test_a_blur_is_scipys_gaussian_of_what_is_inside_the_crop():
             np.testing.assert_allclose(found[row, channel], wanted, atol=2e-5)
 
 
+def test_each_axis_can_have_a_deviation_of_its_own():
+    voxels = textured(2)
+    sigmas = [[1.3, 0.0, 0.6], [0.0, 0.9, 2.0]]
+
+    whole = blur(voxels, None, sigmas)
+    masked = blur(voxels, torch.ones(len(voxels), *voxels.shape[2:]) > 0, sigmas)
+
+    for sample, sigma in enumerate(sigmas):
+        for channel, values in enumerate(voxels[sample].double().numpy()):
+            total, share = (
+                gaussian_filter(x, sigma, mode="constant", truncate=3.0)
+                for x in (values, np.ones_like(values))
+            )
+            for found in (whole, masked):
+                np.testing.assert_allclose(found[sample, channel], total / share, atol=1e-4)
+
+
 def test_padding_takes_no_part_in_a_blur():
     voxels = textured(2)
     valid = torch.ones((2, *SIZE), dtype=torch.bool)

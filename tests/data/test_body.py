@@ -126,3 +126,19 @@ def test_the_threshold_does_not_depend_on_the_order_in_memory():
     big[20:100, 10:80, 5:65] += 40
 
     assert find_air(big, "mr") == find_air(np.asfortranarray(big), "mr")
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6])
+@pytest.mark.parametrize("share", [1e-4, 4e-3])
+def test_a_few_voxels_far_away_do_not_move_the_threshold(value, share):
+    """Caught: with the smallest value as the low end of the histogram, all but it was body."""
+    random = np.random.default_rng(0)
+    noise = np.hypot(*(8 * random.standard_normal((2, *SHAPE))))
+    mr = np.where(_ball(), _tissue(random), noise)
+    expected = find_air(mr, "mr")
+
+    spoilt = mr.copy()
+    places = random.choice(mr.size, int(share * mr.size), replace=False)
+    spoilt.reshape(-1)[places] = value
+
+    assert find_air(spoilt, "mr").threshold == pytest.approx(expected.threshold, rel=0.02)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from positions import make_case, value_at
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from mim3d.config.sections import DataConfig
 from mim3d.data import crops as crops_module
@@ -366,6 +366,80 @@ def test_a_zoom_axis_by_axis_is_the_interpolation_in_three_dimensions(start, sha
     assert torch.equal(by_axes.labels, at_once.labels)
     assert (by_axes.valid is None) == (at_once.valid is None)
     assert by_axes.valid is None or torch.equal(by_axes.valid, at_once.valid)
+
+
+def rescaled(start, size, factors, shape=(60, 50, 40), **kwargs):
+    case = make_case(shape, spacing=(1.0, 1.5, 3.0))
+    case.stored[:] = np.random.default_rng(0).integers(-3000, 3000, case.stored.shape)
+    plan = CropPlan("case", start, size)
+    crop = cut_crop(case, plan, warp=np.diag(factors), rescale=factors, **kwargs)
+    return case, crop, crop_to_volume(case, plan, np.diag(factors), factors)
+
+
+@pytest.mark.parametrize("factors", [(2.0, 1.6, 1.0), (0.7, 3.0, 1.3), (0.5, 0.5, 0.5)])
+@pytest.mark.parametrize("start", [(0, 5, 30), (22, -3, 11)])
+def test_a_crop_of_larger_voxels_is_scipys_gaussian_and_interpolation(start, factors):
+    case, crop, matrix = rescaled(start, (21, 11, 9), factors)
+
+    # A voxel of f times the width at half height: 2.355 deviations.
+    sigma = [np.sqrt(max(f * f - 1, 0)) / 2.354820045 for f in factors]
+    voxels = np.stack(np.meshgrid(*map(np.arange, (21, 11, 9)), indexing="ij")).reshape(3, -1)
+    places = matrix[:3, :3] @ voxels + matrix[:3, 3:]
+    valid = np.ones((21, 11, 9), bool) if crop.valid is None else crop.valid.numpy()
+    for channel, values in enumerate(case.normalise(case.stored).astype(np.float64)):
+        total, share = (
+            gaussian_filter(x, sigma, mode="constant", truncate=3.0)
+            for x in (values, np.ones_like(values))
+        )
+        expected = map_coordinates(total / share, places, order=1, mode="nearest")
+        expected = expected.reshape(21, 11, 9)
+        np.testing.assert_allclose(crop.voxels[channel][valid], expected[valid], atol=2e-3)
+
+
+def test_slices_that_alternate_become_their_mean_and_not_one_of_them():
+    case = make_case((30, 30, 40))
+    case.stored[:] = 100 * (-1) ** np.arange(40)
+    plan = CropPlan("case", (4, 4, 14), (9, 8, 7))
+    factors = (1.0, 1.0, 4.0)
+
+    smooth = cut_crop(case, plan, warp=np.diag(factors), rescale=factors)
+    aliased = cut_crop(case, plan, warp=np.diag(factors))
+
+    assert float(smooth.voxels.abs().max()) < 0.01
+    assert float(aliased.voxels.abs().min()) > 0.99
+
+
+@pytest.mark.parametrize("start", [(0, 0, 0), (39, 39, 31), (17, 20, 14)])
+def test_a_crop_read_at_another_scale_stays_in_the_volume_where_it_fits(start):
+    size, shape = (21, 11, 9), (60, 50, 40)
+    for factors in [(2.0, 2.0, 2.0), (2.8, 4.5, 4.4), (0.5, 0.8, 0.3)]:
+        _, crop, matrix = rescaled(start, size, factors)
+
+        assert crop.valid is None
+        edges = np.array([-0.5 * np.ones(3), np.array(size) - 0.5])
+        low, high = edges * np.diag(matrix)[:3] + matrix[:3, 3]
+        assert (low >= -0.5 - 1e-9).all()
+        assert (high <= np.array(shape) - 0.5 + 1e-9).all()
+        # What it was drawn around, it still shows.
+        middle = np.array(start) + (np.array(size) - 1) / 2
+        assert ((low <= middle) & (middle <= high)).all()
+
+
+def test_a_crop_larger_than_the_volume_shows_all_of_it():
+    _, crop, _ = rescaled((0, 39, 3), (21, 11, 9), (4.0, 6.0, 5.0))
+
+    places = np.argwhere(crop.valid.numpy())
+    seen = (np.ptp(places, axis=0) + 1) * (4.0, 6.0, 5.0)
+    assert (np.abs(seen - (60, 50, 40)) <= (4.0, 6.0, 5.0)).all()
+
+
+def test_what_lay_beyond_the_volume_by_the_plan_still_may():
+    inside, beyond = (
+        rescaled(start, (21, 11, 9), (1.5, 1.5, 1.5))[1] for start in ((0, 0, 0), (-6, 0, 0))
+    )
+
+    assert inside.valid is None
+    assert 0 < int((~beyond.valid).sum()) <= 4 * 11 * 9
 
 
 def test_an_identity_warp_changes_nothing():

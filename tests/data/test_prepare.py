@@ -141,6 +141,8 @@ def test_the_crop_keeps_every_labelled_voxel_and_lies_where_it_did(tmp_path, mar
     assert (case.labels == labels[box]).all()
     # The statistics are those of the whole volume, whatever the crop.
     assert case.normalisation == tight.normalisation
+    (note,) = (note for note in case.notes if note.code == "labels-outside-body")
+    assert note.text.startswith("1 labelled voxel(s)")
 
 
 def test_training_and_prediction_see_the_same_numbers_to_the_last_bit(tmp_path):
@@ -319,6 +321,25 @@ def test_a_spike_in_float_voxels_costs_the_tissue_no_precision(tmp_path):
     assert store.fingerprint["notes"]["spikes"] == 1
 
 
+def test_unusable_voxels_take_no_part_in_the_normalisation_of_any_channel(tmp_path):
+    voxels = make_volume(1, 0, replace(RULE, channels=2))[0] + np.float32(1000)
+    missing = np.random.default_rng(0).random(voxels.shape[1:]) < 0.3
+    holes = np.where(missing, np.float32(np.inf), voxels[1])
+    _write(tmp_path / "t1.nii.gz", voxels[0])
+    _write(tmp_path / "flair.nii.gz", holes)
+    (tmp_path / "c.csv").write_text("case,image_t1,image_flair\nx,t1.nii.gz,flair.nii.gz\n")
+
+    prepare_store(tmp_path / "c.csv", tmp_path / "store", _config(crop_to_body=False))
+
+    with Store(tmp_path / "store").open("x") as case:
+        found = case.normalisation[1]
+    rest = voxels[1][~missing]
+    low, high = np.percentile(rest, (0.5, 99.5))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.mean == pytest.approx(rest.clip(low, high).mean())
+    assert found.deviation == pytest.approx(rest.clip(low, high).std())
+
+
 # What is refused
 
 
@@ -464,6 +485,155 @@ def test_a_reader_that_hangs_is_ended(cohort, tmp_path, monkeypatch):
 
     assert "did not end within" in {r.case_id: r.reason for r in result.refused}["phantom_000"]
     assert result.prepared == ("phantom_004",)
+
+
+# A source that is gone for a moment
+
+
+def _all_files(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("gone", ["images", "labels", "one"])
+@pytest.mark.parametrize("modality", ["auto", "mr"])
+def test_a_source_that_vanished_and_came_back_costs_nothing(cohort, tmp_path, gone, modality):
+    """Nothing is lost, and nothing is prepared twice."""
+    store = tmp_path / "store"
+    prepare_store(cohort, store, _config(modality=modality))
+    before, voxels = _all_files(store), _state(store)
+    victims = {
+        "images": list(cohort.glob("images*")),
+        "labels": [cohort / "labelsTr"],
+        "one": [cohort / "imagesTr/phantom_001.nii.gz"],
+    }[gone]
+    for item in victims:
+        item.rename(tmp_path / item.name)
+
+    if gone == "images":
+        with pytest.raises(UserError, match="the store stays as it is") as caught:
+            prepare_store(cohort, store, _config(modality=modality))
+        assert caught.value.exit_code == 3
+        assert _all_files(store) == before
+    else:
+        away = prepare_store(cohort, store, _config(modality=modality))
+        assert away.exit_code == 4
+        assert away.prepared == ()
+        rows = _quarantine(store)
+        assert {row["code"] for row in rows.values()} == {"missing-file"}
+        assert {r.case_id for r in away.refused} == set(rows)
+        assert len(rows) + len(away.kept) == 5
+        assert "stays" in rows["phantom_001"]["reason"]
+    assert _state(store) == voxels
+    assert len(Store(store).cases) == 5
+
+    for item in victims:
+        (tmp_path / item.name).rename(item)
+    back = prepare_store(cohort, store, _config(modality=modality))
+    assert (len(back.kept), back.prepared, back.refused) == (5, (), ())
+    assert _state(store) == voxels
+    assert _quarantine(store) == {}
+    if gone != "one":  # a file that was moved has another time of change
+        assert _all_files(store) == before
+
+
+def test_a_reader_that_died_over_a_changed_source_leaves_the_older_case(
+    cohort, tmp_path, monkeypatch
+):
+    store = tmp_path / "store"
+    prepare_store(cohort, store, _config())
+    voxels = _state(store)
+    for path in cohort.glob("imagesTr/*.nii.gz"):
+        image = nib.load(path)
+        array = np.asarray(image.dataobj).copy()
+        array[5, 5, 5] += 1
+        _write(path, array, image.affine)
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted/sitecustomize.py").write_text(PLANTED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "planted"))
+
+    result = prepare_store(cohort, store, _config(workers=2))
+
+    rows = {row.case_id: row.code for row in result.refused}
+    assert rows == {
+        "phantom_000": "reader-died", "phantom_001": "reader-died", "phantom_002": "memory",
+        "phantom_003": "bug",
+    }  # fmt: skip
+    assert result.exit_code == 4
+    assert set(Store(store).cases) == {f"phantom_00{n}" for n in (0, 1, 2, 4)}
+    assert all(_state(store)[f"phantom_00{n}.h5"] == voxels[f"phantom_00{n}.h5"] for n in range(3))
+
+    monkeypatch.delenv("PYTHONPATH")
+    mended = prepare_store(cohort, store, _config())
+    assert mended.refused == ()
+    assert {"phantom_000", "phantom_001", "phantom_002"} <= set(mended.prepared)
+
+
+def test_what_was_prepared_with_other_settings_does_not_stay(cohort, tmp_path):
+    """A store is never a mixture of two preparations."""
+    prepare_store(cohort, tmp_path / "store", _config(modality="mr"))
+    (cohort / "imagesTr/phantom_001.nii.gz").unlink()
+
+    result = prepare_store(cohort, tmp_path / "store", _config(modality="mr", spacing_mm=(2, 2, 3)))
+
+    assert [row.case_id for row in result.refused] == ["phantom_001"]
+    assert "phantom_001" not in Store(tmp_path / "store").cases
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "later format", "later records", "gone"])
+def test_a_manifest_that_cannot_be_used_is_mended_by_preparing_again(cohort, tmp_path, damage):
+    store = tmp_path / "store"
+    prepare_store(cohort, store, _config())
+    path = store / "manifest.json"
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flipped":
+        path.write_bytes(whole.replace(b"phantom_001", b"phantom_009", 1))
+    else:
+        key, number = {"later format": (b"format", b"1"), "later records": (b"records", b"2")}[
+            damage
+        ]
+        path.write_bytes(whole.replace(b'"%s": %s' % (key, number), b'"%s": 7' % key, 1))
+
+    again = prepare_store(cohort, store, _config())
+
+    assert (len(again.kept), again.prepared, again.refused) == (5, (), ())
+    assert path.read_bytes() == whole
+
+
+def test_a_cohort_of_both_modalities_is_kept_by_a_second_run(tmp_path):
+    """What was decided case by case is not decided anew by what most cases are."""
+    hounsfield = np.random.default_rng(1).integers(-1000, 900, (24, 22, 20)).astype(np.int16)
+    _write(tmp_path / "in/ct.nii.gz", hounsfield)
+    for name in ("mr_1", "mr_2"):
+        _write(tmp_path / f"in/{name}.nii.gz", make_volume(1, 0, RULE)[0][0])
+    prepare_store(tmp_path / "in", tmp_path / "store", _config())
+    voxels = _state(tmp_path / "store")
+
+    again = prepare_store(tmp_path / "in", tmp_path / "store", _config())
+
+    assert (len(again.kept), again.prepared) == (3, ())
+    assert _state(tmp_path / "store") == voxels
+
+
+def test_records_of_the_first_version_are_renewed_by_preparing_again(cohort, tmp_path):
+    store = tmp_path / "store"
+    prepare_store(cohort, store, _config())
+    for path in (*store.glob("*.json"), *store.glob("cases/*.json")):
+        content = json.loads(path.read_text())
+        del content["records"], content["checksum"]
+        first = "subject_id" if "subject_id" in content else "format"
+        content = {first: content.pop(first, 1), **content}
+        path.write_text(json.dumps(content))
+
+    again = prepare_store(cohort, store, _config())
+
+    assert len(again.kept) == 5
+    for path in (*store.glob("*.json"), *store.glob("cases/*.json")):
+        assert json.loads(path.read_text())["records"] == 2
 
 
 def test_a_class_that_resampling_loses_is_an_error_and_a_large_change_a_note(tmp_path):

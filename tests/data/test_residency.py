@@ -213,7 +213,7 @@ def test_workers_that_draw_numbers_alone_have_slots_of_that_size(store, monkeypa
 
     list(feed.batches(0, 3, accumulation=2))
 
-    assert numbers_bytes(2) == exact + 8 * workers.ALIGNMENT
+    assert numbers_bytes(2) == exact + 9 * workers.ALIGNMENT
     assert asked == [2 * numbers_bytes(2)]  # a crop alone is 12 kB
 
 

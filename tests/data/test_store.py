@@ -15,9 +15,9 @@ import pytest
 from mim3d.data.classes import ClassTable
 from mim3d.data.intensity import Normalisation
 from mim3d.data.store import FORMAT, PreparedCase, Store, file_name, quantise, write_case
-from mim3d.data.store.checked import checksum
 from mim3d.data.store.layout import case_path
 from mim3d.data.store.writing import draw_label_voxels, draw_voxels
+from mim3d.foundation.digests import file_digest
 from mim3d.foundation.errors import UserError
 
 SHAPE = (37, 71, 33)  # more than one chunk of 32 along each axis, and no multiple of it
@@ -62,7 +62,7 @@ def _entry(written: dict, path: Path) -> dict:
         "image_key": "image",
         "key": written["key"],
         "bytes": path.stat().st_size,
-        "sha256": checksum(path),
+        "sha256": file_digest(path),
         "targets": {},
     }
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,3 +105,9 @@ def test_a_volume_needs_its_channel_axis():
 
     with pytest.raises(ShapeError, match="c x y z"):
         Volume(volume.voxels[0], volume.affine, origin=volume.origin)
+
+
+def test_other_voxels_on_the_same_grid_forget_which_were_replaced():
+    volume = replace(volume_of(), unusable=np.ones((2, 11, 13, 7), bool))
+
+    assert volume.with_voxels(np.zeros((2, 11, 13, 7))).unusable is None

@@ -72,6 +72,14 @@ def test_a_case_without_prediction_is_missed_even_where_its_reference_is_empty()
     assert all(score.hd95_mm == diagonal_mm(SHAPE, SPACING) for score in scores)
 
 
+def test_what_the_reference_of_a_missing_prediction_lacks_is_charged_the_largest_diagonal() -> None:
+    reference = np.where(organs(1) == 1, 1, 0)
+
+    liver, spleen, _ = score_case(reference, None, SPACING, ORGANS, case_id="a", largest_mm=900.0)
+
+    assert (liver.hd95_mm, spleen.hd95_mm) == (diagonal_mm(SHAPE, SPACING), 900.0)
+
+
 def test_a_perfect_prediction_has_no_distance() -> None:
     reference = organs(1)
 

@@ -168,6 +168,32 @@ def test_a_label_without_prediction_is_an_error_unless_allowed(
     assert allowed.summary()["label 1"]["dice"].missed == 1
 
 
+@pytest.mark.parametrize("deleted", ["small", "tiny"])
+def test_deleting_the_prediction_of_a_small_image_does_not_lower_a_mean_distance(
+    deleted: str, tmp_path: Path
+) -> None:
+    """Two small images rightly without class 2; a large one in which it is missed: 60 times as
+    large, so that a charge of their own diagonals would halve the mean distance."""
+    guesses, labels = tmp_path / "predictions", tmp_path / "labels"
+    write(labels / "large.nii.gz", blocks(), np.diag([48.0, 72.0, 150.0, 1.0]))
+    write(guesses / "large.nii.gz", blocks((1,)), np.diag([48.0, 72.0, 150.0, 1.0]))
+    for name in ("small", "tiny"):
+        write(labels / f"{name}.nii.gz", blocks((1,)))
+        write(guesses / f"{name}.nii.gz", blocks((1,)))
+    config = EvaluationConfig(allow_missing=True, resamples=50)
+
+    before = evaluate_folder(guesses, labels, config).summary()["label 2"]["hd95_mm"]
+    (guesses / f"{deleted}.nii.gz").unlink()
+    after = evaluate_folder(guesses, labels, config).summary()["label 2"]["hd95_mm"]
+    (guesses / "large.nii.gz").unlink()
+    last = evaluate_folder(guesses, labels, config).summary()["label 2"]["hd95_mm"]
+
+    assert (before.n, after.n, last.n) == (1, 2, 2)
+    assert before.mean is not None
+    assert after.mean == pytest.approx(before.mean)
+    assert last.mean == pytest.approx(before.mean)
+
+
 def test_grids_that_differ_are_refused(folders: tuple[Path, Path]) -> None:
     guesses, labels = folders
     moved = AFFINE.copy()
@@ -199,7 +225,7 @@ def test_values_outside_the_class_table_are_refused(folders: tuple[Path, Path]) 
         (lambda g, r: [p.unlink() for p in g.iterdir()], "holds no label maps"),
         (lambda g, r: [p.rename(p.with_name(f"x{p.name}")) for p in list(g.iterdir())], "name of"),
         (lambda g, r: write(g / "a_1.nii", blocks()), "both label maps of `a_1`"),
-        (lambda g, r: (g / "labels.json").write_text("{"), "cannot be read as JSON"),
+        (lambda g, r: (g / "labels.json").write_text("{"), "it is no JSON"),
         (lambda g, r: (g / "labels.json").write_text("{}"), "does not list classes"),
         (lambda g, r: (r / "dataset.json").write_text('{"labels": {"a": "b"}}'), "neither"),
     ],

@@ -2,7 +2,8 @@
 
 Tried with these breaks, each of which fails here: masked counted by floats (`int(ratio * n)`);
 the visible tokens one too early in rank; the encoder gathering positions but not patches; SimMIM
-adding its mask token to the embedded patch instead of replacing it.
+adding its mask token to the embedded patch instead of replacing it; the convolutional stem in its
+dense form.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PATCH = (4, 4, 2)
 SIZE = (11, 13, 7)
 GRID = TokenGrid.over(SIZE, PATCH)
 KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm"]
+STEMS = ["patches", "convolutional"]
 
 
 def keys(number: int) -> torch.Tensor:
@@ -55,10 +57,11 @@ def test_parts_are_disjoint_complete_and_of_exact_size_at_every_ratio(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dropped", [0, 10])
+@pytest.mark.parametrize("stem", STEMS)
 def test_changing_masked_or_dropped_voxels_leaves_the_encoders_output_unchanged(
-    kind: str, dropped: int
+    kind: str, dropped: int, stem: str
 ) -> None:
-    encoder, voxels = _encoder(kind), _voxels()
+    encoder, voxels = _encoder(kind, stem), _voxels()
     split = split_tokens(torch.rand(2, GRID.n), 30, dropped)
     unseen = torch.ones(2, GRID.n, dtype=torch.bool).scatter(1, split.visible, False)
 
@@ -72,8 +75,11 @@ def test_changing_masked_or_dropped_voxels_leaves_the_encoders_output_unchanged(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_voxels_behind_mask_tokens_leave_the_encoders_output_unchanged(kind: str) -> None:
-    encoder, voxels = _encoder(kind), _voxels()
+@pytest.mark.parametrize("stem", STEMS)
+def test_voxels_behind_mask_tokens_leave_the_encoders_output_unchanged(
+    kind: str, stem: str
+) -> None:
+    encoder, voxels = _encoder(kind, stem), _voxels()
     masked = is_masked(split_tokens(torch.rand(2, GRID.n), 30), GRID.n)
     replaced = Replacement(masked, torch.randn(24))
 
@@ -84,15 +90,16 @@ def test_voxels_behind_mask_tokens_leave_the_encoders_output_unchanged(kind: str
 
 
 @pytest.mark.parametrize("make", [MaskedAutoencoder, SimMIM])
+@pytest.mark.parametrize("stem", STEMS)
 def test_changing_masked_voxels_changes_no_prediction(
-    make: type[MaskedAutoencoder] | type[SimMIM],
+    make: type[MaskedAutoencoder] | type[SimMIM], stem: str
 ) -> None:
     torch.manual_seed(0)
     config = PretextConfig(
         name="mae" if make is MaskedAutoencoder else "simmim",
         decoder_width=12, decoder_depth=1, decoder_heads=2,
     )  # fmt: skip
-    task = make(_encoder("sincos_mm"), config)
+    task = make(_encoder("sincos_mm", stem), config)
     affine = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
     voxels = _voxels()
     batch = CropBatch(voxels, affine, ("a", "b"), torch.arange(2))
@@ -111,12 +118,13 @@ def test_changing_masked_voxels_changes_no_prediction(
     assert torch.equal(after["reconstructed"], before["reconstructed"])
 
 
-def _encoder(kind: str) -> VolumeViT:
+def _encoder(kind: str, stem: str = "patches") -> VolumeViT:
     torch.manual_seed(0)
     return VolumeViT(
         EncoderConfig(
             width=24, depth=2, heads=2, patch=PATCH, channels=2, positions=kind,  # type: ignore[arg-type]
             learned_grid=(3, 4, 4), default_spacing_mm=(1.0, 2.0, 0.5), class_token=True,
+            stem=stem, stem_width=4,  # type: ignore[arg-type]
         )
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import pytest
 
 from mim3d.data.classes import ClassTable
 from mim3d.foundation.errors import UserError
+from mim3d.pictures.canvas import as_typed
 from mim3d.pictures.colours import paints, unit
 from mim3d.pictures.contact_sheet import draw_contact_sheet, sheet_entry
 
@@ -62,3 +63,14 @@ def test_a_cohort_without_labels_is_drawn(tmp_path: Path) -> None:
 def test_no_cases_are_no_sheet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least one case"):
         draw_contact_sheet(tmp_path / "s.png", [], TABLE)
+
+
+@pytest.mark.parametrize("name", ["a$\\frac$b", "$", "\udcff\udcfe", "a$b$c"])
+def test_any_name_of_a_file_is_drawn_as_it_is_typed(name: str, tmp_path: Path) -> None:
+    image, _ = case()
+    entries = [sheet_entry(name, image, None, SPACING)]
+
+    path = draw_contact_sheet(tmp_path / "s.png", entries, TABLE, title=name)
+
+    assert path.stat().st_size > 1000
+    assert as_typed("a$b\udcff") == r"a\$b?"

@@ -76,8 +76,10 @@ class TroubledTask(FakeTask):
         return super().forward(batch, moment)
 
 
-def looking(feed: type[FakeFeed]) -> Validator:
+def looking(feed: type[FakeFeed], trouble: str) -> Validator:
     def look(task: Task, moment: Moment) -> dict[str, float]:
+        if moment.step == 4 and trouble == "signal in a look":
+            signal.raise_signal(signal.SIGUSR1)
         return {"loss": float(task(feed(4, seed=9).batch(0, range(4)), moment).loss)}
 
     return Validator("look", 4, look, best=("loss", "min"))
@@ -101,7 +103,7 @@ def main(folder: Path, trouble: str, strategy: str, kind: str, accumulation: int
                     batch_size=8, steps=10, strategy=strategy, accumulation=accumulation
                 ),
                 run,
-                validators=[looking(feed_class)],
+                validators=[looking(feed_class, trouble)],
                 reporter=Silent(),
             )
         facts = {**result.as_json(), "writes": run.writes, "world": processes().world}

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from loop_fakes import FakeFeed, FakeTask, optim_config
 
+from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import StoppedError
-from mim3d.training.alarms import MeanPredictor, NonFinite
+from mim3d.training.alarms import MeanPredictor, NonFinite, Standstill, is_constant
 
 
 def test_so_many_skipped_steps_in_a_row_stop_the_run() -> None:
@@ -45,6 +47,9 @@ def test_a_run_at_the_mean_is_told_of_at_1_5_and_20_percent() -> None:
 def test_nothing_is_expected_before_the_warm_up_ends() -> None:
     assert MeanPredictor(10_000, 700).looks == [720, 2000]
     assert MeanPredictor(50, 0).looks == [20]
+    # A warm-up that is longer than the run: it is asked at its end.
+    assert MeanPredictor(50, 100).looks == [50]
+    assert MeanPredictor(19, 0).looks == []
 
 
 def test_the_sentence_holds_both_numbers_over_the_last_twenty_steps() -> None:
@@ -75,3 +80,84 @@ def test_a_loss_that_is_not_a_number_is_no_success() -> None:
     texts = [alarm.note(logs(math.nan, 1.0), step) for step in range(1, 101)]
 
     assert any(texts)
+
+
+def test_a_run_that_knows_the_mean_of_each_patch_only_is_told_of_at_the_last_look() -> None:
+    alarm = MeanPredictor(1000, 0)
+    step_logs = {**logs(0.5, 1.0), "patch_mean_predictor": torch.tensor(0.5)}
+
+    texts = {step: alarm.note(step_logs, step) for step in range(1, 1001)}
+
+    said = {step: text for step, text in texts.items() if text is not None}
+    assert list(said) == [200]
+    assert "the loss 0.5 is not below 0.5" in said[200]
+
+
+def standstill(task: FakeTask, steps: int = 40, **optim: object) -> Standstill:
+    return Standstill(task, optim_config(warmup_steps=0, **optim), steps)
+
+
+def crops() -> list[CropBatch]:
+    return [FakeFeed(4).batch(0, range(4))]
+
+
+def test_weights_that_stay_as_they_are_are_told_of() -> None:
+    task = FakeTask()
+    alarm = standstill(task)
+
+    (text,) = alarm.note(crops(), 20)
+
+    assert "at step 20 all weights are as they were" in text
+    assert alarm.note(crops(), 21) == []
+
+
+def test_an_encoder_that_stays_as_it_is_is_told_of_when_it_is_its_turn() -> None:
+    task, later = FakeTask(), FakeTask()
+    alarm, waits = standstill(task), standstill(later, freeze_encoder_steps=20)
+    with torch.no_grad():
+        task.decoder.weight += 1
+        later.decoder.weight += 1
+
+    (text,) = alarm.note(crops(), 20)
+
+    assert "the encoder does not learn: at step 20" in text
+    assert waits.note(crops(), 20) == []
+
+
+def test_an_encoder_that_moves_is_left_alone() -> None:
+    task = FakeTask()
+    alarm = standstill(task)
+    with torch.no_grad():
+        task.encoder[0].weight[2, 3] += 1e-6
+
+    assert alarm.note(crops(), 20) == []
+
+
+def test_what_the_config_tells_is_said_before_the_first_step() -> None:
+    still = standstill(FakeTask(), lr=0.0, freeze_encoder_steps=40)
+
+    rate, frozen = still.expected()
+
+    assert "`optim.lr` is 0" in rate
+    assert "`optim.freeze_encoder_steps` 40 is not below `training.steps` 40" in frozen
+    assert standstill(FakeTask(), freeze_encoder_steps=39).expected() == []
+
+
+def test_constant_crops_are_told_from_others_inside_of_padding() -> None:
+    voxels = torch.full((2, 2, 5, 4, 3), 7.0)
+    voxels[1] = -3.25
+    valid = torch.ones(2, 5, 4, 3, dtype=torch.bool)
+    valid[:, 4] = False
+    padded = voxels.clone()
+    padded[:, :, 4] = 0
+
+    def batch(voxels: torch.Tensor, valid: torch.Tensor | None) -> CropBatch:
+        affine = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
+        return CropBatch(voxels, affine, ("a", "b"), torch.arange(2), valid=valid)
+
+    other = padded.clone()
+    other[1, 1, 3, 3, 2] += 0.01
+    assert is_constant(batch(voxels, None))
+    assert is_constant(batch(padded, valid))
+    assert not is_constant(batch(padded, None))
+    assert not is_constant(batch(other, valid))

@@ -92,7 +92,7 @@ def test_killed_while_writing_the_older_checkpoint_stays(
         raise Killed
 
     target = {
-        "weights": "mim3d.training.checkpoints.file_digest",
+        "weights": "mim3d.models.tensor_file.file_digest",
         "rename": "mim3d.foundation.atomic.os.replace",
         "link": "mim3d.training.checkpoints.point",
     }[moment]
@@ -133,12 +133,25 @@ def test_every_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
         content[place] ^= 1 << place % 8
 
 
+def test_every_flipped_bit_of_the_numbers_is_found(tmp_path: Path) -> None:
+    folder = write(Checkpoints(tmp_path), 5)
+    content = (folder / "state.json").read_bytes()
+
+    for place in range(len(content)):
+        for bit in range(8):
+            other = bytearray(content)
+            other[place] ^= 1 << bit
+            (folder / "state.json").write_bytes(other)
+            with pytest.raises(UserError, match=r"damaged|format"):
+                read_state(folder)
+
+
 def test_a_missing_file_and_another_format_are_said(tmp_path: Path) -> None:
     folder = write(Checkpoints(tmp_path), 5)
     numbers = (folder / "state.json").read_text()
 
-    (folder / "state.json").write_text(numbers.replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match="reads format 1"):
+    (folder / "state.json").write_text(numbers.replace('"format": 2', '"format": 3'))
+    with pytest.raises(UserError, match="format 3, this version reads format 2 and older"):
         read_state(folder)
     (folder / "state.json").write_text(numbers[:40])
     with pytest.raises(UserError, match="damaged"):

@@ -133,7 +133,8 @@ def test_alone_all_collectives_are_the_process_itself() -> None:
     assert machine.largest([1.0, -2.0]) == machine.summed([1.0, -2.0]) == [1.0, -2.0]
     assert machine.gathered("a") == ["a"]
     assert machine.first(lambda: 7) == 7
-    machine.barrier()
+    machine.hurry(1.0)
+    assert machine.lost(RuntimeError("gloo")) is None
     with pytest.raises(UserError, match="x"):
         machine.first(lambda: (_ for _ in ()).throw(UserError("x")))
 

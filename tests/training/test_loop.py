@@ -332,9 +332,9 @@ def test_a_run_that_does_not_learn_is_told_of(tmp_path: Path) -> None:
         reporter=reporter,
     )
 
-    assert len(reporter.warned) == 2
-    assert "does not learn: at step 20" in reporter.warned[0]
-    assert [line["step"] for line in log(tmp_path / "x", "notice")] == [20, 24]
+    assert reporter.warned[0] == "this run does not learn: `optim.lr` is 0"
+    assert "does not learn: at step 20" in reporter.warned[1]
+    assert [line["step"] for line in log(tmp_path / "x", "notice")] == [0, 20, 24]
 
 
 def test_the_live_line_names_step_loss_rate_speed_and_time_left(tmp_path: Path) -> None:
@@ -401,7 +401,8 @@ def test_a_signal_in_the_last_validation_ends_the_command_and_keeps_the_work(
         train(tmp_path / "x", validators=[Validator("x", 0, look)])
 
     task = FakeTask()
-    result = train(tmp_path / "x", task=task)
+    again = Validator("x", 0, lambda task, moment: {"x": 1.0})
+    result = train(tmp_path / "x", task=task, validators=[again])
     assert task.calls == []
     assert result.validation == {"x": {"x": 1.0}}
 
@@ -470,3 +471,44 @@ def test_bf16_is_the_default_where_there_is_hardware_for_it(tmp_path: Path) -> N
 
     assert auto.digest == bf16.digest != fp32.digest
     assert all(t.dtype != torch.bfloat16 for t in state(tmp_path / "a").values())
+
+
+def test_a_signal_in_a_validation_leaves_it_at_once_and_all_its_looks_come_again(
+    tmp_path: Path,
+) -> None:
+    """Of two validators the first was through: its line must not stand in the log twice."""
+    looks: list[str] = []
+
+    def first(task: FakeTask, moment: Moment) -> dict[str, float]:
+        looks.append("first")
+        return {"x": float(moment.step)}
+
+    def second(task: FakeTask, moment: Moment) -> dict[str, float]:
+        looks.append("second")
+        if looks.count("second") == 1:
+            signal.raise_signal(signal.SIGUSR1)
+            looks.append("went on")
+        return {"y": 1.0}
+
+    validators = [Validator("first", 4, first, best=("x", "max")), Validator("second", 4, second)]
+    with pytest.raises(Interrupted, match="SIGUSR1 after step 4 of 12"):
+        train(tmp_path / "x", validators=validators)
+    assert log(tmp_path / "x", "validation") == []
+    result = train(tmp_path / "x", validators=validators)
+
+    assert looks[:4] == ["first", "second", "first", "second"]
+    assert "went on" not in looks
+    assert [line["step"] for line in log(tmp_path / "x", "validation")] == [4, 4, 8, 8, 12, 12]
+    assert result.best == 12.0
+    assert result.digest == train(tmp_path / "y").digest
+
+
+def test_an_encoder_that_is_frozen_for_the_whole_run_is_told_of(tmp_path: Path) -> None:
+    train(tmp_path / "x", optim=optim_config(freeze_encoder_steps=12))
+
+    assert "the encoder does not learn" in log(tmp_path / "x", "notice")[0]["text"]
+
+
+def test_a_time_to_wait_for_others_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`training.collective_timeout_seconds` is 0"):
+        train(tmp_path / "x", training=training_config(collective_timeout_seconds=0.0))

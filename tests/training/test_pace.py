@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mim3d.training.pace import Pace, timed
+from mim3d.training.pace import Pace, Slowest, timed
 
 
 class Clock:
@@ -80,3 +80,17 @@ def test_the_feed_is_closed_when_the_loop_ends_early(clock: Clock) -> None:
     batches.close()
 
     assert closed == [True]
+
+
+def test_the_slowest_step_leaves_out_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("mim3d.training.pace.time.monotonic", lambda: now[0])
+    slowest = Slowest()
+
+    for seconds in (100.0, 2.0, 5.0, 1.0):
+        now[0] += seconds
+        slowest.end_step()
+        now[0] += 50.0  # a validation
+        slowest.begin_step()
+
+    assert slowest.step == 5.0

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mim3d.config.reading import load
+from mim3d.config.reading import dump, load
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
 from mim3d.training.run import Run, differing_keys, read_status
+from tests.reliability.killing import Death, Say, life
 
 CONFIG: dict[str, Any] = {
     "data": {"store": "stores/x", "crop_size": (24, 32, 40), "labels": None},
@@ -214,3 +217,43 @@ def test_keys_differ_by_value_presence_and_depth() -> None:
         "e.f": (None, None),
     }
     assert differing_keys(one, one) == {}
+
+
+def test_killed_at_any_file_operation_of_overwrite_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where files of others lie beside the run, which are never touched."""
+    # Looking up all packages makes hundreds of operations elsewhere.
+    monkeypatch.setattr("mim3d.training.run.versions", lambda: {"mim3d": "x"})
+
+    def begin(folder: Path, say: Say) -> None:
+        with Run.create_or_continue(folder, CONFIG, overwrite=True):
+            say("begun")
+
+    begun = tmp_path / "begun"
+    with Run.create_or_continue(begun, {"init": "other"}) as run:
+        run.trained({})
+    for name in ("7/weights", "8/weights", "8/state"):
+        (begun / "checkpoints" / name).parent.mkdir(parents=True, exist_ok=True)
+        (begun / "checkpoints" / name).write_text("x")
+    os.symlink("8", begun / "checkpoints" / "last")
+    (begun / "notes.txt").write_text("mine")
+    shutil.copytree(begun, tmp_path / "alone", symlinks=True)
+    operations = life(partial(begin, tmp_path / "alone")).operations
+    assert operations > 30
+    said: list[str] = []
+
+    for operation in range(operations):
+        folder = tmp_path / f"killed-{operation}"
+        shutil.copytree(begun, folder, symlinks=True)
+        ended = life(partial(begin, folder), Death(operation=operation))
+        left = (folder / "checkpoints").exists()
+        assert not left or len(list((folder / "checkpoints").rglob("*"))) == 6
+
+        begin(folder, said.append)
+
+        assert (ended.fault, said.pop()) == (None, "begun"), operation
+        names = {item.name for item in folder.iterdir()} - {"status.json"}
+        assert names == {"config.yaml", "versions.json", "notes.txt"}, operation
+        assert load((folder / "config.yaml").read_text()) == load(dump(CONFIG))
+        shutil.rmtree(folder)

@@ -16,9 +16,6 @@ from safetensors.torch import load_file
 from mim3d.training.run import read_status
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
-FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""Without it restarted processes read the addresses of the dead ones (pytorch#135712). With it the
-first process takes a port some seconds after it was found free, so only restarts ask for it."""
 
 
 def run(
@@ -41,7 +38,7 @@ def run(
         [*command, str(PROGRAM), str(folder), trouble, strategy, kind, str(accumulation)],
         check=False,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(FRESH_STORE if restarts else {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -180,6 +177,19 @@ def test_a_signal_to_one_process_stops_both_after_a_checkpoint(alone: Path, tmp_
     assert [fact["error"] for fact in facts] == ["Interrupted"] * 2
     assert read_status(tmp_path / "run")["state"] == "interrupted"
     assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "7"
+    run(tmp_path, world=2)
+    assert_same_training(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_look_that_a_signal_ends_in_the_first_process_ends_in_both(
+    alone: Path, tmp_path: Path
+) -> None:
+    facts = run(tmp_path, "signal in a look", world=2)
+
+    assert [fact["error"] for fact in facts] == ["Interrupted"] * 2
+    assert (tmp_path / "run" / "checkpoints" / "last").resolve().name == "4"
+    assert read_log(tmp_path, "validation") == []
     run(tmp_path, world=2)
     assert_same_training(tmp_path, alone)
 

@@ -20,9 +20,15 @@ from mim3d.config.sections import (
 )
 from mim3d.config.verbs import PreparationConfig, PrepareConfig, PretrainConfig
 from mim3d.data.phantom import PhantomRule, make_cohort
+from mim3d.data.store import open_store
+from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Silent
 from mim3d.models.vit import VolumeViT
+from mim3d.training.checkpoints import Saved
+from mim3d.training.run import Run
 from mim3d.workflows import pretrain
+from mim3d.workflows.assembly import preparation_record
+from mim3d.workflows.loading import keep_preparation, load_preparation
 from mim3d.workflows.prepare import prepare
 
 
@@ -73,6 +79,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "store"
 
 
+def test_a_run_goes_on_with_the_store_it_began_with_alone(store: Path, tmp_path: Path) -> None:
+    opened = open_store(store)
+    record = preparation_record(opened, tuple(opened.cases), "pretrain")
+    other = {**record, "trained_on": {**record["trained_on"], opened.cases[0]: "0" * 64}}
+    run = Run(tmp_path)
+
+    keep_preparation(run, other)  # nothing was learned from it yet
+    keep_preparation(run, record)
+    run.checkpoints.write(1, weights={}, header={}, saved=Saved({}, {}), is_best=True)
+    keep_preparation(run, record)
+    with pytest.raises(ConfigError, match=rf"`trained_on.{opened.cases[0]}` differs"):
+        keep_preparation(run, other)
+
+    assert load_preparation(tmp_path)["trained_on"] == record["trained_on"]
+
+
 @pytest.mark.parametrize("task", ["mae", "vicreg"])
 def test_best_is_the_smallest_fixed_loss_or_the_last(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any
@@ -108,3 +130,30 @@ def test_best_is_the_smallest_fixed_loss_or_the_last(
     assert (said in result.text) == (task == "vicreg")
     logged = (tmp_path / "run" / "log.jsonl").read_text()
     assert logged.count("fixed_loss") >= 3
+
+
+def test_pretraining_on_several_sizes_without_air_runs_and_logs(
+    store: Path, tmp_path: Path
+) -> None:
+    config = PretrainConfig(
+        data=DataConfig(
+            store=str(store), crop_size=(16, 16, 12), crop_sizes=((16, 16, 12), (20, 12, 8))
+        ),
+        encoder=EncoderConfig(width=24, depth=4, heads=2, patch=(4, 4, 4)),
+        objective=PretextConfig(
+            name="mae", drop_air=True, decoder_width=24, decoder_depth=1, decoder_heads=2
+        ),
+        optim=OptimConfig(lr=1e-3),
+        training=TrainingConfig(
+            steps=3, batch_size=4, accumulation=2, validate_every=2, pictures_every=2, threads=1,
+            device="cpu", precision="fp32", log_every=1,
+        ),
+        probes=ProbesConfig(every=2, subjects=4, crops=4),
+    )  # fmt: skip
+
+    pretrain.pretrain(config, out=str(tmp_path / "run"), reporter=Silent())
+
+    logged = (tmp_path / "run" / "log.jsonl").read_text()
+    assert logged.count('"masked_share"') >= 3
+    assert "fixed_loss" in logged
+    assert list((tmp_path / "run" / "pictures").glob("*.png"))

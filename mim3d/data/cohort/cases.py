@@ -128,7 +128,16 @@ def must_lie_within(path: Path, source: Path) -> Path:
     Raises:
         UserError: it leads out of the source.
     """
-    if not path.resolve().is_relative_to(source.resolve()):
+    try:
+        lies_within = path.resolve().is_relative_to(source.resolve())
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a NUL, half a letter
+        raise UserError(
+            f"`{path.name[:80]!r}` is no path",
+            where=str(source),
+            remedy="correct the source's list of files",
+            code="outside",
+        ) from None
+    if not lies_within:
         raise UserError(
             f"`{path.name}` leads out of the source",
             where=str(source),

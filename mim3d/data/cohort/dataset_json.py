@@ -6,7 +6,6 @@ cases are the files of `imagesTr`, a suffix `_0000` a channel, and names map to 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -22,9 +21,9 @@ from mim3d.data.cohort.cases import (
     remarks_on_subjects,
     stem,
 )
+from mim3d.foundation.documents import DocumentError, read_document
 from mim3d.foundation.errors import UserError
 
-MAX_BYTES = 64 * 2**20
 LISTS: tuple[Part, ...] = ("training", "validation", "test")
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 IGNORE = "ignore"
@@ -56,11 +55,11 @@ def read_dataset_json(path: Path) -> Cohort:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise _wrong(path, f"it is larger than {MAX_BYTES >> 20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise _wrong(path, f"it is no JSON ({error})") from None
+        content = read_document(path)
+    except DocumentError as error:
+        raise _wrong(path, str(error)) from None
+    except OSError as error:
+        raise _wrong(path, f"it cannot be read ({error.strerror})") from None
     if not isinstance(content, dict):
         raise _wrong(path, "it holds no object")
     return content
@@ -69,7 +68,10 @@ def _load(path: Path) -> dict[str, Any]:
 def _listed_cases(content: dict[str, Any], path: Path) -> list[Case]:
     cases = []
     for part in LISTS:
-        for number, entry in enumerate(content.get(part) or [], 1):
+        entries = content.get(part) or []
+        if not isinstance(entries, list):
+            raise _wrong(path, f"`{part}` is no list")
+        for number, entry in enumerate(entries, 1):
             where = f"entry {number} of `{part}`"
             fields = {"image": entry} if isinstance(entry, str) else entry
             if not isinstance(fields, dict) or "image" not in fields:

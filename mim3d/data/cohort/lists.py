@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from mim3d.config.shipped import shipped_folder
 from mim3d.data.cohort.cases import Case, Cohort, listed
+from mim3d.foundation.documents import DocumentError, read_document
 from mim3d.foundation.errors import ConfigError, UserError
 
 REST = "rest"
@@ -113,8 +113,8 @@ def _located(split: Path | str) -> Path:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_document(path)
+    except (OSError, DocumentError) as error:
         raise ConfigError(f"`{path}` cannot be read as a split file ({error})") from None
     parts = ("training", "validation", "test")
     lists = [content.get(part) for part in parts] if isinstance(content, dict) else []

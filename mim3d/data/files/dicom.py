@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from mim3d.data.files.geometry import lps_grid
 from mim3d.data.files.layout import Axes, Layout, positive_sizes
 from mim3d.data.files.streams import Rest, Stream
 from mim3d.data.volume import Note
+from mim3d.foundation.child import child_command
 from mim3d.foundation.errors import VolumeError
 
 SECONDS = 30.0
@@ -38,10 +38,6 @@ SLOWEST = 16 << 20
 HEAD_BYTES = 8
 DTYPES = ("float32", "int8", "uint8", "int16", "uint16", "int32", "uint32")
 LONGEST_ANSWER = 1 << 24
-START = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[1]);"
-    " from mim3d.data.files.dicom_child import main; main()"
-)
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,7 @@ class DicomReader:
         seconds: float = SECONDS,
         start_seconds: float = START_SECONDS,
     ) -> None:
-        # -I: neither the working directory nor PYTHON* may put modules in the way.
-        folders = [os.path.abspath(folder) for folder in sys.path]
-        self._command = command or [sys.executable, "-I", "-c", START, json.dumps(folders)]
+        self._command = command or child_command("mim3d.data.files.dicom_child")
         self._seconds = seconds
         self._start_seconds = start_seconds
         self._process: subprocess.Popen[bytes] | None = None
@@ -216,7 +210,7 @@ class _ChildStream:
         self._reader.fill(target.cast("B"))
         return len(target)
 
-    def finish(self) -> Rest:
+    def finish(self, wanted: int) -> Rest:
         """As `Stream.finish`."""
         return Rest(more=self._notes)
 

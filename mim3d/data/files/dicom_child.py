@@ -28,6 +28,7 @@ from mim3d.data.files.dicom_series import (
     summaries,
 )
 from mim3d.foundation.errors import VolumeError
+from mim3d.foundation.machine import limit_memory
 
 HEAD = struct.Struct(">Q")
 LONGEST_MESSAGE = 1 << 24
@@ -72,20 +73,6 @@ def receive(stream: BinaryIO) -> dict[str, Any] | None:
     (length,) = HEAD.unpack(head)
     message: dict[str, Any] = json.loads(stream.read(min(length, LONGEST_MESSAGE)))
     return message
-
-
-def limit_memory(spare: int) -> None:
-    """Limits the address space to what is in use now and `spare` bytes (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + spare
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _answer(request: dict[str, Any], answers: BinaryIO, planned: dict[str, Any]) -> None:

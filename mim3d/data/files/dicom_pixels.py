@@ -83,7 +83,14 @@ def _bytes(tags: Tags) -> bytes:
 
 def _decoded(tags: Tags) -> NDArray[Any]:
     # Here and not above: only compressed series need it, and it takes a second to load.
-    SimpleITK: Any = importlib.import_module("SimpleITK")
+    try:
+        SimpleITK: Any = importlib.import_module("SimpleITK")
+    except ImportError:
+        raise VolumeError(
+            "its pixels are compressed and their decoder, SimpleITK, cannot be loaded",
+            remedy="free some memory, or convert the series to NIfTI (`dcm2niix`)",
+            code="decoder",
+        ) from None
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     SimpleITK.ProcessObject.GlobalWarningDisplayOff()
     reader = SimpleITK.ImageFileReader()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mim3d.data.files.dicom_slices import check_equal, check_slice, is_neutral
 from mim3d.data.files.dicom_tags import DIRECTORY, Tags, has_preamble, read_tags
 from mim3d.data.volume import Note
 from mim3d.foundation.errors import VolumeError
@@ -24,8 +25,6 @@ from mim3d.foundation.errors import VolumeError
 MOST_FILES = 50_000
 SAME_PLACE_MM = 1e-3
 GAP_MM, GAP_RATIO, MOST_GAP_RATIO = 0.05, 0.01, 0.1
-SAME_DIRECTION = 1e-3
-GRAY = ("MONOCHROME1", "MONOCHROME2")
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,8 @@ def check_series(uid: str, slices: list[Tags], notes: list[Note]) -> Series:
     """
     first = slices[0]
     for tags in slices:
-        _check_slice(tags)
-    _check_equal(slices)
+        check_slice(tags)
+    check_equal(slices)
     row, column = _orientation(first)
     between_rows, between_columns = first.several("spacing", 2)
     normal = np.cross(row, column)
@@ -208,67 +207,6 @@ def _mode(entry: os.DirEntry[str]) -> int:
 def _pattern(name: str) -> str:
     """A name with its numbers masked: the names of one export look alike."""
     return re.sub(r"\d+", "#", name) if re.search(r"\d", name) else ""
-
-
-def _check_slice(tags: Tags) -> None:
-    """Refuses a slice that has no place or no pixels that are read."""
-
-    def refuse(what: str, remedy: str = "export the series again", code: str = "dicom") -> None:
-        raise VolumeError(f"its slice `{tags.path.name}` {what}", remedy=remedy, code=code)
-
-    if tags.pixels is None:
-        refuse("has no pixels", code="damaged")
-    if tags.whole("samples", 1) != 1 or tags.text("photometric") not in GRAY:
-        refuse("is in colour", "convert it to a volume of intensities", "voxel-type")
-    if tags.whole("frames", 1) != 1:
-        refuse("holds several frames, which is not read", "convert it to NIfTI (`dcm2niix`)")
-    if tags.has_lut:
-        refuse("needs a look-up table, which is not read", "convert it to NIfTI (`dcm2niix`)")
-    if tags.whole("rows") < 1 or tags.whole("columns") < 1:
-        refuse("has no size")
-    allocated, stored = tags.whole("bits_allocated"), tags.whole("bits_stored")
-    if (
-        allocated not in (8, 16, 32)
-        or not 1 <= stored <= allocated
-        or tags.whole("high_bit", stored - 1) != stored - 1
-        or tags.whole("signed") not in (0, 1)
-    ):
-        refuse("has pixels of an impossible type", code="voxel-type")
-    if not tags.several("position", 3) or not tags.several("orientation", 6):
-        refuse("has no position or orientation")
-    if not tags.several("spacing", 2):
-        refuse("has no pixel spacing", code="spacing")
-    if min(tags.several("spacing", 2)) <= 0:
-        refuse("has a pixel spacing that is not positive", code="spacing")
-    tags.several("slope", 1), tags.several("intercept", 1)
-    if tags.numbers.get("slope") == [0.0]:
-        refuse("has a rescale slope of 0", code="scaling")
-    if tags.is_native:
-        needed = tags.whole("rows") * tags.whole("columns") * (allocated // 8)
-        _, length = (tags.pixels or [(0, 0)])[0]
-        if length not in (needed, needed + needed % 2):
-            refuse(f"has {length} bytes of pixels where {needed} are expected", code="damaged")
-
-
-def _check_equal(slices: list[Tags]) -> None:
-    """Refuses slices that do not belong together."""
-    first = slices[0]
-    for tags in slices[1:]:
-        what = None
-        if any(tags.whole(name) != first.whole(name) for name in ("rows", "columns")):
-            what = "size"
-        elif not np.allclose(
-            tags.numbers["orientation"], first.numbers["orientation"], atol=SAME_DIRECTION, rtol=0
-        ):
-            what = "orientation"
-        elif not np.allclose(tags.numbers["spacing"], first.numbers["spacing"], rtol=1e-4, atol=0):
-            what = "pixel spacing"
-        if what is not None:
-            raise VolumeError(
-                f"its slices `{first.path.name}` and `{tags.path.name}` differ in {what}",
-                remedy="keep the slices of one acquisition in the folder",
-                code="slices-differ",
-            )
 
 
 def _orientation(tags: Tags) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -361,16 +299,9 @@ def _photometric_note(slices: list[Tags]) -> list[Note]:
 def describe(series: Series) -> dict[str, Any]:
     """What the reading process sends before any pixel, in JSON's types."""
     tags = [each for place in series.places for each in place]
-    neutral = all(
-        each.numbers.get("slope") in (None, [], [1.0])
-        and each.numbers.get("intercept") in (None, [], [0.0])
-        for each in tags
-    )
-    kinds = {(each.whole("bits_allocated"), each.whole("signed")) for each in tags}
-    dtype = "float32"
-    if neutral and len(kinds) == 1:
-        ((bits, signed),) = kinds
-        dtype = f"{'int' if signed else 'uint'}{bits}"
+    bits, signed = tags[0].whole("bits_allocated"), tags[0].whole("signed")
+    stored = f"{'int' if signed else 'uint'}{bits}"
+    dtype = stored if all(map(is_neutral, tags)) else "float32"
     return {
         "shape": series.shape,
         "dtype": dtype,

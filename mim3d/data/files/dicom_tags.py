@@ -156,6 +156,8 @@ class Walker:
                 raise _damaged(self._path, "elements out of order")
             last = tag
             if tag == PIXELS:
+                if (length == UNDEFINED) == tags.is_native:
+                    raise _damaged(self._path, "pixels in a form that its encoding does not have")
                 tags.pixels = self._pixels(length)
                 return
             self._keep(tags, tag, form, length)

@@ -10,13 +10,9 @@ import struct
 from enum import Enum
 from pathlib import Path
 
+from mim3d.data.files.deflate import GZIP_MAGIC, DeflateStream
 from mim3d.data.files.nifti import find_byte_order, header_of_pair
-from mim3d.data.files.streams import (
-    GZIP_MAGIC,
-    DeflateStream,
-    open_regular,
-    read_all,
-)
+from mim3d.data.files.streams import open_regular, read_all
 from mim3d.data.volume import Note
 from mim3d.foundation.errors import VolumeError
 

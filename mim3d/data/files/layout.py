@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.data.files import values
+from mim3d.data.files.deflate import StreamCut
 from mim3d.data.files.geometry import Grid, nearest_ras, ras_affine
-from mim3d.data.files.streams import PlainStream, Rest, Stream
+from mim3d.data.files.streams import PlainStream, Stream, more_data
 from mim3d.data.volume import NiftiFields, Note, Origin, Volume
 from mim3d.foundation.errors import VolumeError
 
@@ -179,10 +180,10 @@ def read_intensities(layout: Layout, stream: Stream, max_bytes: int) -> Volume:
     """
     kept = values.kept_dtype(layout.stored, layout.scaling)
     buffer, found = _read_stored(layout, stream, kept, max_bytes)
-    flat, odd = values.settle_intensities(
+    flat, unusable, odd = values.settle_intensities(
         buffer, layout.axes.dims[::-1], layout.stored, layout.scaling
     )
-    return _oriented(layout, flat, [*found, *odd])
+    return _oriented(layout, flat, [*found, *odd], unusable)
 
 
 def read_labels(
@@ -229,30 +230,45 @@ def _read_stored(
     count = layout.axes.count
     buffer = values.buffer_for(count, layout.stored, kept)
     target = values.stored_part(buffer, count, layout.stored)
-    found = stream.fill(target.data)
+    try:
+        found = stream.fill(target.data)
+    except StreamCut as cut:
+        raise too_short(cut.given, len(target)) from None
     if found < len(target):
         # The stream ended in good order; a damaged one has raised by now.
         raise too_short(found, len(target))
-    rest = stream.finish()
-    _refuse_missing_slices(layout, rest)
+    rest = stream.finish(len(target))
+    if rest.zeros and not _is_padding(layout, target, rest.zeros):
+        raise more_data(len(target) + rest.zeros, len(target), at_least=False)
     return buffer, rest.notes()
 
 
-def _refuse_missing_slices(layout: Layout, rest: Rest) -> None:
-    """Zeros behind the voxels that make up whole slices are voxels that the header leaves out."""
-    for size in layout.axes.dims:
-        slab = layout.stored_bytes // size
-        if rest.zeros and rest.zeros % slab == 0:
-            raise VolumeError(
-                "it holds more slices than its header tells of",
-                remedy="the header and the voxels do not belong together: get the file again",
-                code="more-data",
-            )
+def _is_padding(layout: Layout, target: NDArray[np.uint8], zeros: int) -> bool:
+    """Whether zeros behind the voxels can be no voxels that the header leaves out.
+
+    They may be where they make up whole slices, or where the voxels end in zeros themselves, as
+    around a brain: then a header with other sizes, or one that begins elsewhere, looks the same.
+    """
+    is_slices = any(zeros % (len(target) // size) == 0 for size in layout.axes.dims)
+    return not is_slices and bool(target[-layout.stored.itemsize :].any())
 
 
-def _oriented(layout: Layout, flat: NDArray[Any], notes: list[Note]) -> Volume:
-    """Turns voxels in the file's order to `c x y z` in RAS+ without a second copy."""
+def _oriented(
+    layout: Layout,
+    flat: NDArray[Any],
+    notes: list[Note],
+    unusable: NDArray[np.bool_] | None = None,
+) -> Volume:
+    """The volume in RAS+ of voxels in the file's order."""
     origin = layout.origin()
+    affine = ras_affine(layout.grid.affine, layout.axes.shape, origin.axes, origin.flips)
+    every = (*layout.notes, *layout.grid.notes, *notes)
+    turned = None if unusable is None else _turned(layout, origin, unusable)
+    return Volume(_turned(layout, origin, flat), affine, every, origin=origin, unusable=turned)
+
+
+def _turned(layout: Layout, origin: Origin, flat: NDArray[Any]) -> NDArray[Any]:
+    """Turns an array in the file's order to `c x y z` in RAS+ without a second copy."""
     against = {axis for axis, flip in zip(origin.axes, origin.flips, strict=True) if flip}
     stored = list(layout.axes.dims)
     space = [axis for axis in range(len(stored)) if axis != layout.axes.channel]
@@ -264,10 +280,7 @@ def _oriented(layout: Layout, flat: NDArray[Any], notes: list[Note]) -> Volume:
         array = array[None]
     else:
         array = np.moveaxis(array, layout.axes.channel, 0)
-    array = array.transpose(0, *(axis + 1 for axis in origin.axes))
-    affine = ras_affine(layout.grid.affine, layout.axes.shape, origin.axes, origin.flips)
-    every = (*layout.notes, *layout.grid.notes, *notes)
-    return Volume(array, affine, every, origin=origin)
+    return array.transpose(0, *(axis + 1 for axis in origin.axes))
 
 
 def flip_in_place(array: NDArray[Any], axes: set[int]) -> None:

@@ -19,17 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.config.read import ReadConfig
+from mim3d.data.files.deflate import GZIP_MAGIC, DeflateStream
 from mim3d.data.files.geometry import Grid, lps_grid
 from mim3d.data.files.layout import Axes, Layout, check_size, plain_axes, positive_sizes
-from mim3d.data.files.streams import (
-    GZIP_MAGIC,
-    DeflateStream,
-    PlainStream,
-    Stream,
-    neighbour,
-    open_regular,
-    skip,
-)
+from mim3d.data.files.streams import PlainStream, Stream, neighbour, open_regular, skip
 from mim3d.data.files.texts import (
     bad_header,
     data_file_name,

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 
 from mim3d.config.read import ReadConfig
+from mim3d.data.files.deflate import GZIP_MAGIC, DeflateStream
 from mim3d.data.files.geometry import Grid, NiftiForms, nifti_grid, unknown_orientation
 from mim3d.data.files.layout import Layout, plain_axes
 from mim3d.data.files.streams import (
-    GZIP_MAGIC,
     LONGEST_SKIP,
-    DeflateStream,
     PlainStream,
     Stream,
     neighbour,
@@ -45,6 +44,8 @@ REFUSED = {
     2048: "complex256", 2304: "rgba32",
 }  # fmt: skip
 HEADER_BYTES = {1: 348, 2: 540}
+MOST_EXTENSIONS = 10_000
+"""In a row; a squeezed stream could hold millions of them."""
 
 
 @dataclass(frozen=True)
@@ -282,16 +283,25 @@ def _skip_to_voxels(stream: Stream, header: Header) -> None:
     extender = read_all(stream, 4)
     left -= 4
     if extender[:1] not in (b"\0", b""):
+        if left < 16:
+            raise VolumeError(
+                "it says that header extensions follow, and leaves no room for them",
+                code="extension",
+            )
         left = _skip_extensions(stream, left, header.byte_order)
     skip(stream, left)
 
 
 def _skip_extensions(stream: Stream, left: int, order: str) -> int:
     """Walks the chain of extensions; returns how many bytes are left before the voxels."""
+    count = 0
     while left >= 8:
+        count += 1
         (size,) = struct.unpack(f"{order}i", read_all(stream, 8)[:4].rjust(4, b"\xff"))
-        if size < 8 or size > left:
-            raise VolumeError(f"a header extension claims {size} bytes of {left}", code="extension")
+        if size < 8 or size > left or count > MOST_EXTENSIONS:
+            raise VolumeError(
+                f"header extension {count} claims {size} bytes of {left}", code="extension"
+            )
         skip(stream, size - 8)
         left -= size
     return left

@@ -19,16 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.config.read import ReadConfig
+from mim3d.data.files.deflate import DeflateStream
 from mim3d.data.files.geometry import Grid, lps_grid, unknown_orientation
 from mim3d.data.files.layout import Axes, Layout, check_size, plain_axes, positive_sizes
-from mim3d.data.files.streams import (
-    DeflateStream,
-    PlainStream,
-    Stream,
-    neighbour,
-    open_regular,
-    skip,
-)
+from mim3d.data.files.streams import PlainStream, Stream, neighbour, open_regular, skip
 from mim3d.data.files.texts import (
     LONGEST_HEADER,
     NumberStream,
@@ -203,8 +197,9 @@ def _directions(fields: dict[str, str], dimension: int) -> list[list[float] | No
     text = fields.get("space directions")
     if text is None:
         return None
-    found = re.findall(r"\([^()]*\)|none", text)
-    if "".join(found) != re.sub(r"\s+(?![^(]*\))", "", text) or len(found) != dimension:
+    pieces = re.split(r"(\([^()]*\)|none)", text)
+    between, found = pieces[::2], pieces[1::2]
+    if "".join(between).strip() or len(found) != dimension:
         raise bad_header(f"`space directions` is not {dimension} vectors")
     vectors = [None if each == "none" else _vector(each, "space directions") for each in found]
     if len({len(vector) for vector in vectors if vector is not None}) > 1:

@@ -203,7 +203,9 @@ def _opened(path: Path, read: ReadConfig) -> Iterator[tuple[Layout, Stream, list
 def _at(path: PathLike) -> Iterator[None]:
     """Puts the path, as the user gave it, into errors that do not have one."""
     try:
-        yield
+        # Damaged headers hold absurd numbers: the rules judge what overflows, no warning does.
+        with np.errstate(all="ignore"):
+            yield
     except VolumeError as error:
         error.where = error.where or os.fspath(path)
         raise
@@ -211,6 +213,13 @@ def _at(path: PathLike) -> Iterator[None]:
         reason = error.strerror or "the device failed"
         raise VolumeError(
             f"it cannot be read: {reason}", where=os.fspath(path), code="unreadable"
+        ) from None
+    except MemoryError:
+        raise VolumeError(
+            "there is not enough memory to read it",
+            where=os.fspath(path),
+            remedy="free some memory or lower `--read.max_gib`",
+            code="memory",
         ) from None
 
 

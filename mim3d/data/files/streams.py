@@ -1,4 +1,4 @@
-"""Bytes of voxels out of plain files and deflate streams, every check value compared.
+"""Streams that voxels come out of, and the plain one; the compressed ones stand in `deflate`.
 
 A stream is pulled: `fill` writes as much as it can into memory that the caller allocated, `finish`
 reads on to the end and compares what is left. Nothing is allocated by the word of a file, and the
@@ -7,14 +7,11 @@ output of a stream is never larger than what was asked for plus one buffer.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import stat
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 from mim3d.data.volume import Note
@@ -22,29 +19,11 @@ from mim3d.foundation.errors import VolumeError
 
 FEED = 1 << 16
 """Compressed bytes read at once."""
-PIECE = 1 << 17
-"""The most bytes inflated at once: they stay in the cache until they are checked and copied, which
-is a third faster than with 4 MiB and as fast as inflating into the final memory."""
 DRAIN = 1 << 16
 MOST_EXCESS = 1 << 20
-MOST_GROWTH = 1032
-"""A deflate stream cannot grow by more than this factor (zlib's technical notes)."""
 LONGEST_SKIP = 1 << 28
 """The most that may lie between header and voxels (extensions)."""
-GZIP_MAGIC = b"\x1f\x8b"
-
-
-def _fastest() -> ModuleType:
-    # isal inflates three times as fast as zlib; chosen by looking, once.
-    if importlib.util.find_spec("isal") is not None:
-        from isal import isal_zlib
-
-        return isal_zlib
-    return zlib
-
-
-DEFLATE = _fastest()
-INFLATE_ERRORS: tuple[type[Exception], ...] = (zlib.error, DEFLATE.error)
+AGAIN = "copy or download the file again"
 
 
 @dataclass(frozen=True)
@@ -73,8 +52,11 @@ class Stream(Protocol):
     def fill(self, target: memoryview) -> int:
         """Writes into `target`; returns how many bytes, fewer only at the end of the stream."""
 
-    def finish(self) -> Rest:
+    def finish(self, wanted: int) -> Rest:
         """Reads to the end, comparing check values.
+
+        Args:
+            wanted: bytes of voxels that were read, for the message.
 
         Raises:
             VolumeError: a check value is wrong, or what is left is too much or not zero.
@@ -182,182 +164,37 @@ class PlainStream:
         self._left = max(0, self._left - done)
         return done
 
-    def finish(self) -> Rest:
+    def finish(self, wanted: int) -> Rest:
         """As `Stream.finish`."""
-        return Rest(zeros=_zeros_to_the_end(self))
+        return Rest(zeros=zeros_to_the_end(self, wanted))
 
     def most(self) -> int:
         """As `Stream.most`."""
         return self._left
 
 
-class DeflateStream:
-    """A gzip stream of one or more members, or one zlib stream, from `start` to the file's end.
+def more_data(found: int, wanted: int, *, at_least: bool) -> VolumeError:
+    """The error for a file with more voxels than its header tells of."""
+    return VolumeError(
+        f"it holds {'at least ' if at_least else ''}{found} bytes of voxels,"
+        f" more than the {wanted} that its header tells of",
+        remedy="the header and the voxels do not belong together: get the file again",
+        code="more-data",
+    )
 
-    Own code reads the wrappers (RFC 1950, RFC 1952) and compares their check values; isal or zlib
-    inflates the raw deflate blocks (RFC 1951) between them.
+
+def zeros_to_the_end(stream: Stream, wanted: int) -> int:
+    """How many zeros a stream ends with, read to its end and no farther than `MOST_EXCESS`.
+
+    Raises:
+        VolumeError: there are more of them, or other bytes.
     """
-
-    def __init__(self, file: io.FileIO, start: int = 0, wrapper: str = "gzip") -> None:
-        self._file = file
-        self._pending = b""
-        self._wrapper = wrapper
-        self._decoder = None
-        self._check = 0
-        self._count = 0
-        self._members = 0
-        self._foreign = 0
-        self._ended = False
-        self._size = max(0, os.fstat(file.fileno()).st_size - start)
-        file.seek(start)
-
-    def fill(self, target: memoryview) -> int:
-        """As `Stream.fill`."""
-        done = 0
-        while done < len(target):
-            if self._decoder is None and not self._open_member():
-                break
-            part = self._inflate(min(len(target) - done, PIECE))
-            target[done : done + len(part)] = part
-            done += len(part)
-        return done
-
-    def finish(self) -> Rest:
-        """As `Stream.finish`."""
-        zeros = _zeros_to_the_end(self)
-        return Rest(zeros=zeros, foreign=self._foreign)
-
-    def most(self) -> int:
-        """As `Stream.most`."""
-        return self._size * MOST_GROWTH + (1 << 16)
-
-    def _inflate(self, limit: int) -> bytes:
-        if not self._pending:
-            self._pending = self._file.read(FEED)
-        assert self._decoder is not None
-        before = len(self._pending)
-        try:
-            part: bytes = self._decoder.decompress(self._pending, limit)
-        except INFLATE_ERRORS:
-            raise _damaged("its compressed stream is damaged") from None
-        self._account(part)
-        if self._decoder.eof:
-            self._pending = self._decoder.unused_data
-            self._close_member()
-            return part
-        self._pending = self._decoder.unconsumed_tail
-        if not part and len(self._pending) == before:
-            raise _cut("its compressed stream is cut short")
-        return part
-
-    def _account(self, part: bytes) -> None:
-        sum_of = DEFLATE.crc32 if self._wrapper == "gzip" else DEFLATE.adler32
-        self._check = sum_of(part, self._check)
-        self._count += len(part)
-
-    def _open_member(self) -> bool:
-        """Reads the wrapper's head; False where there is no further member."""
-        if self._ended:
-            return False
-        if self._members and (self._wrapper == "zlib" or not self._another()):
-            self._ended = True
-            self._foreign = self._foreign_to_the_end()
-            return False
-        if self._wrapper == "gzip":
-            self._gzip_head()
-            self._check = 0
-        else:
-            first, second = self._take(2)
-            if first & 15 != 8 or (first * 256 + second) % 31 or second & 32:
-                raise _damaged("its compressed stream does not begin as a zlib stream")
-            self._check = 1
-        self._count = 0
-        self._members += 1
-        self._decoder = DEFLATE.decompressobj(-15)
-        return True
-
-    def _another(self) -> bool:
-        while len(self._pending) < 2:
-            more = self._file.read(FEED)
-            if not more:
-                return False
-            self._pending += more
-        return self._pending[:2] == GZIP_MAGIC
-
-    def _gzip_head(self) -> None:
-        head = self._take(10)
-        flags = head[3]
-        if head[:2] != GZIP_MAGIC or head[2] != 8 or flags & 0xE0:
-            raise _damaged("its gzip header has an unknown method or reserved flags")
-        if flags & 4:
-            size = self._take(2)
-            head += size + self._take(int.from_bytes(size, "little"))
-        for flag in (8, 16):
-            if flags & flag:
-                head += self._take_text()
-        if flags & 2 and int.from_bytes(self._take(2), "little") != zlib.crc32(head) & 0xFFFF:
-            raise _damaged("the check value of its gzip header is wrong")
-
-    def _close_member(self) -> None:
-        self._decoder = None
-        if self._wrapper == "zlib":
-            right = int.from_bytes(self._take(4), "big") == self._check
-        else:
-            trailer = self._take(8)
-            right = int.from_bytes(trailer[:4], "little") == self._check
-            if int.from_bytes(trailer[4:], "little") != self._count & 0xFFFFFFFF:
-                raise _damaged("the size stated at the end of its gzip stream is wrong")
-        if not right:
-            raise _damaged("the check value of its compressed stream is wrong")
-
-    def _take(self, count: int) -> bytes:
-        while len(self._pending) < count:
-            more = self._file.read(FEED)
-            if not more:
-                raise _cut("its compressed stream is cut short")
-            self._pending += more
-        taken, self._pending = self._pending[:count], self._pending[count:]
-        return taken
-
-    def _take_text(self) -> bytes:
-        text = b""
-        while not text.endswith(b"\0"):
-            if len(text) >= 1 << 16:
-                raise _damaged("its gzip header has a text without end")
-            text += self._take(1)
-        return text
-
-    def _foreign_to_the_end(self) -> int:
-        """Bytes after the last member; 0 where all of them are zero."""
-        foreign, only_zeros = 0, True
-        part = self._pending or self._file.read(FEED)
-        self._pending = b""
-        while part:
-            foreign += len(part)
-            only_zeros = only_zeros and not part.strip(b"\0")
-            part = self._file.read(FEED)
-        return 0 if only_zeros else foreign
-
-
-def _zeros_to_the_end(stream: Stream) -> int:
+    is_plain = isinstance(stream, PlainStream)
+    whole = stream.most()
     buffer = bytearray(DRAIN)
     total = 0
     while count := stream.fill(memoryview(buffer)):
         total += count
-        if bytes(memoryview(buffer)[:count]).strip(b"\0"):
-            raise VolumeError(
-                "it holds more data than its header tells of",
-                remedy="the header and the voxels do not belong together: get the file again",
-                code="more-data",
-            )
-        if total > MOST_EXCESS:
-            raise VolumeError("it unpacks to far more than its header tells of", code="more-data")
+        if total > MOST_EXCESS or bytes(memoryview(buffer)[:count]).strip(b"\0"):
+            raise more_data(wanted + (whole if is_plain else total), wanted, at_least=not is_plain)
     return total
-
-
-def _damaged(what: str) -> VolumeError:
-    return VolumeError(what, remedy="copy or download the file again", code="damaged")
-
-
-def _cut(what: str) -> VolumeError:
-    return VolumeError(what, remedy="copy or download the file again", code="cut-short")

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.data.files.streams import FEED, Rest
+from mim3d.data.files.streams import FEED, Rest, more_data
 from mim3d.foundation.errors import VolumeError
 
 LONGEST_HEADER = 1 << 20
 LONGEST_LINE = 1 << 16
 LONGEST_NUMBER = 64
+LONGEST_NAME = 1 << 12
 WHOLE = re.compile(r"[+-]?[0-9]{1,20}")
 
 
@@ -91,7 +92,8 @@ def data_file_name(text: str) -> str:
     Raises:
         VolumeError: it is a list or a pattern of files.
     """
-    if text.upper().startswith("LIST") or re.search(r"%[0-9]*[a-z].*\s-?[0-9]", text):
+    pattern = len(text) > LONGEST_NAME or re.search(r"%[0-9]*[a-z].*\s-?[0-9]", text)
+    if text.upper().startswith("LIST") or pattern:
         raise VolumeError(
             "its header names a list or a pattern of data files, which are not read",
             remedy="write the volume into one file",
@@ -123,10 +125,10 @@ class NumberStream:
             done += len(part)
         return done
 
-    def finish(self) -> Rest:
+    def finish(self, wanted: int) -> Rest:
         """As `Stream.finish`."""
         if self._ready or self._parse():
-            raise VolumeError("it holds more numbers than its header tells of", code="more-data")
+            raise more_data(wanted + len(self._ready), wanted, at_least=True)
         return Rest()
 
     def most(self) -> int:
@@ -156,7 +158,8 @@ class NumberStream:
             if any(len(part) > LONGEST_NUMBER or b"_" in part for part in parts):
                 raise ValueError
             if self._stored.kind == "f":
-                return np.array([float(part) for part in parts]).astype(self._stored).tobytes()
+                with np.errstate(over="ignore"):
+                    return np.array([float(part) for part in parts]).astype(self._stored).tobytes()
             numbers = [int(part) for part in parts]
             limits = np.iinfo(self._stored)
             if min(numbers) < limits.min or max(numbers) > limits.max:

@@ -27,7 +27,8 @@ LARGEST = 1e9
 TINY = 1e-30
 ROUNDING = 1e-3
 LARGEST_LABEL = 65535
-SLAB = 1 << 20
+SLAB = 1 << 16
+"""Voxels settled at once: their float64 stay in the cache, and the peak near the one buffer."""
 INTEGERS: tuple[type[np.integer[Any]], ...] = (np.uint8, np.uint16, np.uint32)
 SIGNED: tuple[type[np.integer[Any]], ...] = (np.int8, np.int16, np.int32)
 
@@ -80,7 +81,7 @@ def settle_intensities(
     shape: tuple[int, ...],
     stored: np.dtype[Any],
     scaling: Scaling | None,
-) -> tuple[NDArray[Any], list[Note]]:
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None, list[Note]]:
     """Converts a filled buffer to intensities in place.
 
     Args:
@@ -90,7 +91,8 @@ def settle_intensities(
         scaling: slope and intercept, or None.
 
     Returns:
-        The voxels, flat, over the buffer's memory, and what was odd about them.
+        The voxels, flat, over the buffer's memory; which of them were replaced, None where none
+        was; and what was odd.
 
     Raises:
         VolumeError: more than half of the voxels are no usable numbers.
@@ -115,11 +117,14 @@ def settle_intensities(
             remedy="this is no usable image: get it again from its source",
             code="not-finite",
         )
+    unusable = np.empty(count, dtype=bool) if bad else None
     if bad or kept != stored or scaling is not None:
         for start, stop in _slabs(count):
             part = values(start, stop)
-            out[start:stop] = _contained(part, low, high) if bad else part
-    return out, _notes_on(bad, count, low, high)
+            if unusable is not None:
+                unusable[start:stop] = _contain(part, low, high)
+            out[start:stop] = part
+    return out, unusable, _notes_on(bad, count, low, high)
 
 
 def settle_labels(
@@ -225,14 +230,16 @@ def _is_surroundings(values: Values, shape: tuple[int, ...]) -> bool:
     return enclosed >= 2 and float(grid[tuple(box)].mean()) <= 0.5
 
 
-def _contained(part: NDArray[Any], low: float, high: float) -> NDArray[Any]:
+def _contain(part: NDArray[Any], low: float, high: float) -> NDArray[np.bool_]:
+    """Replaces what is no usable number; returns where that was."""
     with np.errstate(invalid="ignore"):
         too_high = part > LARGEST
         within = (part >= -LARGEST) & ~too_high
     part[too_high] = high
     # NaN and everything below: what lies outside of the scanner's field is dark.
     part[~(within | too_high)] = low
-    return part
+    unusable: NDArray[np.bool_] = ~within
+    return unusable
 
 
 def _notes_on(bad: int, count: int, low: float, high: float) -> list[Note]:

@@ -20,13 +20,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mim3d.data.files.deflate import DEFLATE, MOST_GROWTH, DeflateStream
 from mim3d.data.files.geometry import RIGHT_ANGLE
 from mim3d.data.files.nifti import HEADER_BYTES, SCALARS
-from mim3d.data.files.streams import DEFLATE, DeflateStream, PlainStream, Stream
+from mim3d.data.files.streams import PlainStream, Rest, Stream
 from mim3d.data.files.values import INTEGERS, LARGEST_LABEL
 from mim3d.data.volume import NiftiFields, Origin, Volume, spacing_of, to_file_order
 from mim3d.foundation import atomic
-from mim3d.foundation.errors import ResourceError, ShapeError, UserError, VolumeError
+from mim3d.foundation.disk import unlike
+from mim3d.foundation.errors import ShapeError, UserError, VolumeError
 
 CODES = {name: code for code, name in SCALARS.items()}
 LONGEST_FIRST = 32767
@@ -48,7 +50,7 @@ def write_label(path: str | os.PathLike[str], labels: NDArray[Any], like: Volume
     Raises:
         ShapeError: the labels are not on the grid of `like`.
         ValueError: they are no whole numbers or beyond 0 to 65535.
-        ResourceError: the disk is full, or does not give back what was written.
+        DiskError: it cannot be written, or does not read back; the older file is untouched.
     """
     if labels.ndim != 3:
         raise ShapeError(f"write_label expects `x y z`, got the shape {labels.shape}")
@@ -71,7 +73,7 @@ def write_volume(path: str | os.PathLike[str], voxels: NDArray[Any], like: Volum
 
     Raises:
         ShapeError: the voxels are not on the grid of `like`.
-        ResourceError: the disk is full, or does not give back what was written.
+        DiskError: it cannot be written, or does not read back; the older file is untouched.
     """
     if voxels.ndim == 3:
         voxels = voxels[None]
@@ -120,15 +122,20 @@ def _write(path: Path, voxels: NDArray[Any], stored: np.dtype[Any], like: Volume
     stored = stored.newbyteorder(fields.byte_order)  # type: ignore[arg-type]
     flat = len(like.origin.dims) == 2
     header = _header(fields, ordered.shape, stored, flat=flat)
-    with atomic.whole_file(path) as temporary:
+    is_zipped = name.endswith(".gz")
+    plain = len(header) + ordered.size * stored.itemsize
+    # The least that deflate can make of it; how much it really is shows only in the end.
+    need = plain // MOST_GROWTH if is_zipped else plain
+    with atomic.whole_file(path, need=need) as temporary:
         with open(temporary, "wb") as file:
-            if name.endswith(".gz"):
+            if is_zipped:
                 _write_gzip(file, header, ordered, stored)
             else:
                 file.write(header)
                 for slab in _slabs(ordered, stored):
                     file.write(slab)
-        _compare(temporary, header, ordered, stored, zipped=name.endswith(".gz"))
+        if not _reads_back(temporary, header, ordered, stored, zipped=is_zipped):
+            raise unlike(path)
 
 
 def _header(
@@ -205,29 +212,19 @@ def _write_gzip(
     file.write(struct.pack("<2I", check, size & 0xFFFFFFFF))
 
 
-def _compare(
+def _reads_back(
     path: Path, header: bytes, ordered: NDArray[Any], stored: np.dtype[Any], *, zipped: bool
-) -> None:
-    """Reads a file back and compares it with what was to be written.
-
-    Raises:
-        ResourceError: a byte differs.
-    """
+) -> bool:
+    """Whether a file holds what was to be written, and its check values agree."""
     with io.FileIO(path) as file:
         stream: Stream = DeflateStream(file) if zipped else PlainStream(file)
         try:
             equal = _next(stream, len(header)) == header and all(
                 _next(stream, len(slab)) == slab for slab in _slabs(ordered, stored)
             )
-            stream.finish()
+            return equal and stream.finish(0) == Rest()
         except VolumeError:
-            equal = False
-    if not equal:
-        raise ResourceError(
-            "the disk did not give back what was written",
-            remedy="check the disk, or choose another --out",
-            code="write-verify",
-        )
+            return False
 
 
 def _next(stream: Stream, count: int) -> bytes:

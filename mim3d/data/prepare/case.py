@@ -85,7 +85,7 @@ def _read(
 
 def _check_there(paths: Sequence[Path]) -> None:
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # also where the share it lies on does not answer
             raise VolumeError(
                 "it does not exist", where=os.fspath(path), remedy="check the source's list",
                 code="missing-file",
@@ -105,7 +105,13 @@ def _joined(first: Volume, images: Sequence[Path], align: bool, read: ReadConfig
         )
     voxels = np.concatenate([volume.voxels for volume in volumes])
     notes = dict.fromkeys(note for volume in volumes for note in volume.notes)
-    return replace(first, voxels=voxels, notes=tuple(notes))
+    unusable = None
+    if any(volume.unusable is not None for volume in volumes):
+        none = np.zeros((1, *first.shape), dtype=bool)
+        unusable = np.concatenate(
+            [none if volume.unusable is None else volume.unusable for volume in volumes]
+        )
+    return replace(first, voxels=voxels, notes=tuple(notes), unusable=unusable)
 
 
 def _on_grid(volume: Volume, first: Volume, path: Path, align: bool) -> Volume:
@@ -130,7 +136,7 @@ def _on_grid(volume: Volume, first: Volume, path: Path, align: bool) -> Volume:
             code="grid",
         ) from None
     note = Note("aligned", "a channel was resampled to the first one's grid")
-    return replace(first, voxels=values, notes=(*volume.notes, note))
+    return replace(first, voxels=values, notes=(*volume.notes, note), unusable=None)
 
 
 def _of_label(note: Note) -> Note:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,17 +11,18 @@ from typing import Any
 
 from mim3d.config.verbs import PreparationConfig, PrepareConfig
 from mim3d.data.cohort import Case, Cohort, apply_split, hash_ids, read_cohort
+from mim3d.data.prepare.earlier import seems_kept
 from mim3d.data.prepare.job import Work, refuse
+from mim3d.data.prepare.memory import processes_for
+from mim3d.data.prepare.modality import decided
 from mim3d.data.prepare.pool import run
 from mim3d.data.prepare.printed import fingerprint_lines, plan_lines
-from mim3d.data.prepare.summary import cohort_facts, rebuild
+from mim3d.data.prepare.summary import cohort_facts, rebuild, why_refused
 from mim3d.data.store.layout import CASES, MANIFEST, read_json, sidecar_path, sidecar_paths
-from mim3d.foundation.atomic import sweep
+from mim3d.foundation.atomic import make_folder, sweep
+from mim3d.foundation.disk import check_there, check_written
 from mim3d.foundation.errors import ConfigError, ExitCode, UserError
 from mim3d.foundation.reporting import Reporter, Silent, duration
-
-PEEKED = 5
-"""Cases whose values are looked at where nobody says what modality they are."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def prepare_store(
     """Prepares a cohort: reads, checks, orients, resamples, measures, crops and stores each case.
 
     Running it again goes on where it stopped, prepares anew what changed, and keeps the rest. A
-    case that cannot be used becomes a row of `quarantine.tsv`; the others go on.
+    case that cannot be used becomes a row of `quarantine.tsv`; the others go on. Where the reason
+    may pass (a missing file, too little memory), what was prepared of it before stays.
 
     Args:
         source: anything `read_cohort` takes, or a cohort.
@@ -88,7 +89,8 @@ def prepare_store(
         reporter: where progress is told.
 
     Raises:
-        UserError: no source, no case, another cohort's store at `out`.
+        UserError: no source, no case, another cohort's store at `out`, or a store at `out` all of
+            whose sources are missing: it stays as it is.
         ResourceError: the disk is full; what is done is kept.
     """
     start = time.monotonic()
@@ -103,16 +105,20 @@ def prepare_store(
         cohort = hash_ids(cohort)
     folder = Path(out)
     _check_same_cohort(folder, cohort)
-    (folder / CASES).mkdir(parents=True, exist_ok=True)
+    _check_some_are_there(folder, cohort)
+    make_folder(folder / CASES)
     for used in (folder, folder / CASES):
         sweep(used)
-    processes = _processes(settings, len(cohort.cases))
+    work = _work(folder, cohort, config, reporter)
+    due = [case for case in cohort.cases if not seems_kept(folder, case, work.key)]
+    processes, spare = processes_for(due, len(cohort.cases), config, reporter)
     for line in plan_lines(cohort, folder, settings, processes):
         reporter.say(line)
     for remark in cohort.remarks:
         reporter.warn(remark)
-    work = _work(folder, cohort, config, reporter, processes)
+    work = replace(work, spare_bytes=spare)
     answers = _prepare_all(cohort.cases, work, processes, reporter)
+    check_there(folder / MANIFEST)
     _forget_others(folder, cohort, reporter)
     fingerprint = rebuild(folder)
     result = _result(folder, answers, fingerprint, time.monotonic() - start)
@@ -163,77 +169,30 @@ def _check_same_cohort(folder: Path, cohort: Cohort) -> None:
         )
 
 
-def _processes(settings: PreparationConfig, cases: int) -> int:
-    if settings.workers is not None:
-        return min(settings.workers, cases)
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(cores, cases)
+def _check_some_are_there(folder: Path, cohort: Cohort) -> None:
+    """A store is not emptied because a disk is not mounted."""
+    if not cohort.cases or not sidecar_paths(folder):
+        return
+    for case in cohort.cases:
+        files = [*case.images, *([] if case.label is None else [case.label])]
+        if all(map(os.path.exists, files)):
+            return
+    raise UserError(
+        f"of all {len(cohort.cases)} case(s) of the source files are missing; the store stays as "
+        "it is",
+        remedy="see whether the source's disk is there, then prepare again",
+        code="missing-source",
+    )
 
 
-def _work(
-    folder: Path, cohort: Cohort, config: PrepareConfig, reporter: Reporter, processes: int
-) -> Work:
+def _work(folder: Path, cohort: Cohort, config: PrepareConfig, reporter: Reporter) -> Work:
     settings = config.prepare
     kept = ("workers", "verify", "keep_paths", "split")
     preparation = {k: v for k, v in asdict(settings).items() if k not in kept}
     preparation["read"] = asdict(config.read)
     facts = cohort_facts(cohort, preparation)
     work = Work(folder, settings, config.read, cohort.classes, cohort.modalities, facts)
-    if settings.modality != "auto":
-        return replace(work, modalities=_all(settings.modality, cohort, work, processes, reporter))
-    if cohort.modalities is not None and None not in cohort.modalities:
-        return work
-    return replace(work, modalities=_inferred(cohort, work, processes, reporter))
-
-
-def _all(
-    modality: str, cohort: Cohort, work: Work, processes: int, reporter: Reporter
-) -> tuple[str, ...] | None:
-    """The modality asked for, once a channel."""
-    if cohort.modalities is None:
-        found = _peeked(cohort, work, processes)
-        return (modality,) * len(found[0]) if found else None
-    said = set(cohort.modalities) - {None, modality}
-    if said:
-        reporter.warn(f"the source says {', '.join(map(str, said))}; taken as {modality} as asked")
-    return (modality,) * len(cohort.modalities)
-
-
-def _inferred(
-    cohort: Cohort, work: Work, processes: int, reporter: Reporter
-) -> tuple[str | None, ...] | None:
-    """Modalities from the values of a few cases; None in a place where they disagree."""
-    found = _peeked(cohort, work, processes)
-    if not found:
-        return None
-    channels = Counter(len(each) for each in found).most_common(1)[0][0]
-    columns = zip(*(each for each in found if len(each) == channels), strict=True)
-    known = cohort.modalities if cohort.modalities and len(cohort.modalities) == channels else None
-    decided: list[str | None] = []
-    for number, column in enumerate(columns):
-        said = known[number] if known else None
-        decided.append(said or (column[0] if len(set(column)) == 1 else None))
-    if None in decided:
-        reporter.warn("some cases have the values of CT and some not: each is taken by its own "
-                      "(`--prepare.modality` decides for all)")  # fmt: skip
-    else:
-        words = ", ".join(str(word) for word in decided)
-        reporter.say(f"modality by the values of {len(found)} case(s): {words}")
-    return tuple(decided)
-
-
-def _peeked(cohort: Cohort, work: Work, processes: int) -> list[list[str]]:
-    manifest = work.folder / MANIFEST
-    if manifest.is_file():
-        # Decided when the store was begun: a second look must not change every key.
-        stored = read_json(manifest).get("modalities")
-        if isinstance(stored, list) and work.config.modality == "auto":
-            return [stored]
-    step = max(1, len(cohort.cases) // PEEKED)
-    answers = run("peek", cohort.cases[::step][:PEEKED], work, min(processes, PEEKED))
-    found = [answer["modalities"] for _, answer in answers if isinstance(answer, dict)]
-    return [each for each in found if each]
+    return replace(work, modalities=decided(cohort, work, config, reporter))
 
 
 def _prepare_all(
@@ -249,8 +208,9 @@ def _prepare_all(
         answers.append(answer)
         if "trace" in answer:
             reporter.warn(answer["trace"])
-        if answer["state"] == "refused":
-            reporter.warn(f"`{answer['case_id']}` is left out: {answer['reason']}")
+        if answer["state"] in ("refused", "stands"):
+            became = "left out" if answer["state"] == "refused" else "not renewed"
+            reporter.warn(f"`{answer['case_id']}` is {became}: {answer['reason']}")
         done = len(answers)
         left = (time.monotonic() - start) / done * (len(cases) - done)
         reporter.progress(done, len(cases), f"{done} of {len(cases)} cases, {duration(left)} left")
@@ -271,13 +231,15 @@ def _forget_others(folder: Path, cohort: Cohort, reporter: Reporter) -> None:
 def _result(
     folder: Path, answers: Sequence[dict[str, Any]], fingerprint: dict[str, Any], seconds: float
 ) -> PreparationResult:
+    check_written(sidecar_path(folder, answer["case_id"]) for answer in answers)
     refused = []
     states: dict[str, list[str]] = {"prepared": [], "kept": []}
     for answer in sorted(answers, key=lambda answer: str(answer["case_id"])):
         # `rebuild` may have refused a case that was prepared alone.
         sidecar = read_json(sidecar_path(folder, answer["case_id"]))
-        if "refused" in sidecar:
-            refused.append(Refusal(answer["case_id"], **sidecar["refused"]))
+        why = why_refused(sidecar)
+        if why is not None:
+            refused.append(Refusal(answer["case_id"], **why))
         else:
             states[answer["state"]].append(answer["case_id"])
     prepared, kept = tuple(states["prepared"]), tuple(states["kept"])

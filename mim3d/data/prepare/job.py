@@ -6,6 +6,8 @@ Everything in and out is JSON, so that a process of its own needs no pickle.
 from __future__ import annotations
 
 import json
+import os
+import re
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from mim3d.data.cohort import Case
 from mim3d.data.files import ReadWarning, read_volume
 from mim3d.data.intensity import infer_modality
 from mim3d.data.prepare.case import prepare_case
+from mim3d.data.prepare.earlier import NOT_RENEWED, PASSING, is_kept, standing, stored_sidecar
 from mim3d.data.prepare.keys import (
     case_key,
     image_key,
@@ -28,11 +31,11 @@ from mim3d.data.prepare.keys import (
     source_state,
 )
 from mim3d.data.prepare.volume import VolumeRule
-from mim3d.data.store.checked import checksum
-from mim3d.data.store.layout import FORMAT, case_path, read_json, sidecar_path
+from mim3d.data.store.layout import FORMAT, RECORDS, case_path, sidecar_path, write_record
 from mim3d.data.store.writing import write_case
-from mim3d.foundation.atomic import write_json
+from mim3d.foundation.disk import check_there
 from mim3d.foundation.errors import ResourceError, UserError, VolumeError
+from mim3d.foundation.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Work:
         classes: the source's class table, or None.
         modalities: one a channel; None in a place infers it for each case.
         cohort: what each sidecar says about the cohort, so that the store can be rebuilt.
+        spare_bytes: address space a process of its own may take beyond its start; None is any.
     """
 
     folder: Path
@@ -54,6 +58,12 @@ class Work:
     classes: ClassTable | None
     modalities: tuple[str | None, ...] | None
     cohort: Mapping[str, Any]
+    spare_bytes: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Hash of everything besides the files that decides what a case becomes."""
+        return preparation_key(self.config, self.read, self.classes, self.modalities)
 
     @property
     def rule(self) -> VolumeRule:
@@ -69,6 +79,7 @@ class Work:
             "classes": None if self.classes is None else self.classes.as_json(),
             "modalities": self.modalities,
             "cohort": dict(self.cohort),
+            "spare_bytes": self.spare_bytes,
         }
 
     @classmethod
@@ -87,6 +98,7 @@ class Work:
             None if classes is None else ClassTable.from_json(classes),
             None if modalities is None else tuple(modalities),
             content["cohort"],
+            content["spare_bytes"],
         )
 
 
@@ -103,12 +115,17 @@ def case_from_json(content: Mapping[str, Any]) -> Case:
     return Case(**{**content, "images": images, "label": None if label is None else Path(label)})
 
 
+QUOTED = re.compile(r"`([^`]*)`")
+"""A literal within a sentence."""
+
+
 def prepare_or_keep(case: Case, work: Work) -> dict[str, Any]:
     """Prepares a case unless it is there already.
 
     Returns:
-        `state`: `kept`, `prepared` or `refused`; with `refused` also `file`, `code`, `reason`,
-        `remedy`, and `trace` where it is a bug; with `prepared` the codes of `notes`.
+        `state`: `kept`, `prepared`, `refused`, or `stands` for a case that could not be renewed
+        and stays as it was; with these two also `file`, `code`, `reason`, `remedy`, and `trace`
+        where it is a bug; with `prepared` the codes of `notes`.
 
     Raises:
         ResourceError: the disk is full: nothing that follows could be written.
@@ -117,14 +134,17 @@ def prepare_or_keep(case: Case, work: Work) -> dict[str, Any]:
         return _prepare_or_keep(case, work)
     except ResourceError:
         raise
-    except MemoryError:
-        reason = "memory does not suffice"
-        remedy = "use fewer processes (`--prepare.workers 1`), or a lower `--read.max_gib`"
-        return refuse(case, work, "", "memory", reason, remedy)
     except UserError as error:
         file = Path(error.where).name if error.where else ""
         return refuse(case, work, file, error.code, error.what, error.remedy or "")
+    except OSError as error:
+        reason = f"it cannot be read: {error.strerror or 'the device failed'}"
+        return refuse(case, work, "", "unreadable", reason, "check the disk, then prepare again")
     except Exception as error:
+        if is_out_of_memory(error):
+            reason = "memory does not suffice"
+            remedy = "use fewer processes (`--prepare.workers 1`), or a lower `--read.max_gib`"
+            return refuse(case, work, "", "memory", reason, remedy)
         # One case must not take the cohort with it; the trace goes to the person, not to a file.
         reason = f"a bug in mim3d ({type(error).__name__})"
         answer = refuse(case, work, "", "bug", reason, "report it with the trace shown")
@@ -152,47 +172,66 @@ def peek(case: Case, work: Work) -> dict[str, Any]:
 def refuse(
     case: Case, work: Work, file: str, code: str, reason: str, remedy: str
 ) -> dict[str, Any]:
-    """Leaves a sidecar that says why a case is not in the store, and nothing else of it."""
+    """Leaves a sidecar that says why a case is not in the store, and nothing else of it.
+
+    Where the reason may be over at the next try, a case that was prepared before with the same
+    settings stays, and its sidecar says why it could not be renewed.
+    """
+    own = [path.name for path in (*case.images, case.label) if path is not None]
+    if file and file not in own:
+        file = own[0]  # a slice, or another part that has a name of its own
     refused = {
         "file": file if work.config.case_ids == "stem" else _role(file, case),
         "code": code,
         "reason": _without_paths(reason, case, work),
         "remedy": _without_paths(remedy, case, work),
     }
+    old = standing(work.folder, case, work.key) if code in PASSING else None
+    if old is not None:
+        refused["reason"] += "; the case that was prepared before stays"
+        sidecar = {**_renewed(old, _about(case, work), work), NOT_RENEWED: refused}
+        write_record(sidecar_path(work.folder, case.case_id), sidecar)
+        return {"state": "stands", "case_id": case.case_id, **refused}
     sidecar = {"format": FORMAT, "case_id": case.case_id, **_about(case, work), "refused": refused}
-    write_json(sidecar_path(work.folder, case.case_id), sidecar)
+    write_record(sidecar_path(work.folder, case.case_id), sidecar)
     case_path(work.folder, case.case_id).unlink(missing_ok=True)
     return {"state": "refused", "case_id": case.case_id, **refused}
 
 
 def _prepare_or_keep(case: Case, work: Work) -> dict[str, Any]:
-    preparation = preparation_key(work.config, work.read, work.classes, work.modalities)
-    old = _sidecar(work.folder, case.case_id)
-    missing = [p for p in (*case.images, case.label) if p is not None and not p.exists()]
-    if missing:
+    old = stored_sidecar(work.folder, case.case_id)
+    paths = [*case.images, *([] if case.label is None else [case.label])]
+    if not all(map(os.path.exists, paths)):
         # The one check that comes before hashing; `prepare_case` has the words for it.
         prepare_case(case, work.rule, work.classes, work.config, work.read)
     state = source_state(case, None if old is None else old.get("source"), work.config.verify)
-    key = case_key(state, preparation)
+    key = case_key(state, work.key)
     about = {**_about(case, work), "source": state, "image_key": image_key(state)}
-    if old is not None and _is_kept(old, key, work, case.case_id):
-        renewed = {**old, **about}
-        if not work.config.keep_paths:
-            renewed.pop("paths", None)
-        if renewed != old:
-            write_json(sidecar_path(work.folder, case.case_id), renewed)
+    if old is not None and is_kept(old, key, work.folder, case.case_id, work.config.verify):
+        renewed = _renewed(old, about, work)
+        if renewed != old or RECORDS not in old:
+            write_record(sidecar_path(work.folder, case.case_id), renewed)
         return {"state": "kept", "case_id": case.case_id}
     prepared = prepare_case(case, work.rule, work.classes, work.config, work.read)
-    paths = [*case.images, *([] if case.label is None else [case.label])]
     signs = [image["sign"] for image in state["images"]]
     signs += [] if state["label"] is None else [state["label"]["sign"]]
     if [sign(path) for path in paths] != signs:
         raise VolumeError(
             "it changed while it was read", remedy="prepare again", code="changed-while-read"
         )
+    check_there(case_path(work.folder, case.case_id))
     written = write_case(work.folder, prepared, about, key, work.config.filter)
     notes = [note["code"] for note in written["notes"]]
     return {"state": "prepared", "case_id": case.case_id, "notes": notes}
+
+
+def _renewed(old: Mapping[str, Any], about: Mapping[str, Any], work: Work) -> dict[str, Any]:
+    """A sidecar whose case stays, with what is said of it now."""
+    renewed = {**old, **about}
+    renewed.pop(NOT_RENEWED, None)
+    if not work.config.keep_paths:
+        renewed.pop("paths", None)
+    return renewed
 
 
 def _about(case: Case, work: Work) -> dict[str, Any]:
@@ -209,27 +248,6 @@ def _about(case: Case, work: Work) -> dict[str, Any]:
     return dict(json.loads(json.dumps(about)))
 
 
-def _sidecar(folder: Path, case_id: str) -> dict[str, Any] | None:
-    path = sidecar_path(folder, case_id)
-    if not path.is_file():
-        return None
-    try:
-        content = read_json(path)
-    except UserError:
-        return None  # damaged: the case is prepared anew
-    return content if isinstance(content, dict) else None
-
-
-def _is_kept(old: dict[str, Any], key: str, work: Work, case_id: str) -> bool:
-    path = case_path(work.folder, case_id)
-    if old.get("format") != FORMAT or old.get("key") != key or old.get("case_id") != case_id:
-        return False
-    file = old.get("file", {})
-    if not path.is_file() or path.stat().st_size != file.get("bytes"):
-        return False
-    return not work.config.verify or checksum(path) == file.get("sha256")
-
-
 def _role(file: str, case: Case) -> str:
     """`image` or `label` in place of a name that must not appear."""
     if not file:
@@ -239,9 +257,15 @@ def _role(file: str, case: Case) -> str:
 
 def _without_paths(text: str, case: Case, work: Work) -> str:
     """A sentence without folders, and without names where cases are hashed."""
+    # Series are listed by what their tags say, for the person alone.
+    text = text.partition(" or its UID:")[0]
     for path in (*case.images, *([] if case.label is None else [case.label])):
         for written in (str(path.resolve()), str(path)):
             text = text.replace(written, path.name)
+        if path.is_dir():
+            inside = {file.name for file in path.rglob("*")}
+            for literal in QUOTED.findall(text):
+                text = text.replace(f"`{literal}`", "`...`") if literal in inside else text
         if work.config.case_ids == "hashed":
             text = text.replace(path.name, _role(path.name, case))
     return text

@@ -24,6 +24,12 @@ NOT_CONTENT = ("workers", "verify", "keep_paths", "pattern", "validation_fractio
                "case_ids")  # fmt: skip
 """Settings that change no case's content."""
 
+RULES = 2
+"""Raised with every change of the code that makes another case of the same file and settings.
+
+2: voxels that are no usable numbers and spikes take no part in body and normalisation.
+"""
+
 REFERRING = (".mhd", ".nhdr")
 """Endings of headers whose voxels lie in a file of any name: never trusted by times."""
 
@@ -38,7 +44,7 @@ def preparation_key(
     settings = {k: v for k, v in asdict(config).items() if k not in NOT_CONTENT}
     values = None if classes is None else [*classes.values, classes.ignore_value]
     geometry = {"geometry": read.geometry, "series": read.series}
-    return digest([FORMAT, settings, geometry, values, modalities])
+    return digest([FORMAT, RULES, settings, geometry, values, modalities])
 
 
 def source_state(case: Case, stored: Mapping[str, Any] | None, verify: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import Cohort
+from mim3d.data.prepare.earlier import NOT_RENEWED
 from mim3d.data.splits import held_out
+from mim3d.data.store.entry import sidecar_fields
 from mim3d.data.store.layout import (
     FINGERPRINT,
     FORMAT,
@@ -21,8 +24,9 @@ from mim3d.data.store.layout import (
     read_json,
     sidecar_path,
     sidecar_paths,
+    write_record,
 )
-from mim3d.foundation.atomic import write_json, write_text
+from mim3d.foundation.atomic import utf8, write_text
 from mim3d.foundation.versions import versions
 
 COLUMNS = ("case", "file", "code", "reason", "remedy")
@@ -58,8 +62,8 @@ def rebuild(folder: Path | str) -> dict[str, Any]:
     sidecars.sort(key=lambda sidecar: str(sidecar["case_id"]))
     sidecars = _of_one_channel_count(folder, sidecars)
     good = [sidecar for sidecar in sidecars if "refused" not in sidecar]
-    refused = [sidecar for sidecar in sidecars if "refused" in sidecar]
-    write_text(folder / QUARANTINE, _table(refused))
+    table = _table(sidecars)
+    write_text(folder / QUARANTINE, table)
     if not good:
         # Nothing to open: an older manifest would name files that are gone.
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -79,10 +83,11 @@ def rebuild(folder: Path | str) -> dict[str, Any]:
         "preparation": {**cohort["preparation"], "format": FORMAT, "modalities": modalities},
         "validation": _who_decided(cohort),
         "versions": versions(),
+        QUARANTINE: hashlib.sha256(utf8(table)).hexdigest(),
         "cases": _entries(good, cohort),
     }
-    write_json(folder / FINGERPRINT, fingerprint)
-    write_json(folder / MANIFEST, manifest)
+    write_record(folder / FINGERPRINT, fingerprint)
+    write_record(folder / MANIFEST, manifest)
     return fingerprint
 
 
@@ -102,18 +107,24 @@ def _of_one_channel_count(folder: Path, sidecars: Sequence[dict[str, Any]]) -> l
         refused = {"file": "", "code": "channels", "reason": reason, "remedy": remedy}
         names = ("format", "case_id", "subject_id", "part", "targets", "cohort", "modalities")
         written = {**{name: sidecar[name] for name in names}, "refused": refused}
-        write_json(sidecar_path(folder, sidecar["case_id"]), written)
+        write_record(sidecar_path(folder, sidecar["case_id"]), written)
         case_path(folder, sidecar["case_id"]).unlink(missing_ok=True)
         kept.append(written)
     return kept
 
 
-def _table(refused: Iterable[Mapping[str, Any]]) -> str:
+def why_refused(sidecar: Mapping[str, Any]) -> dict[str, str] | None:
+    """`file`, `code`, `reason` and `remedy` of a case that is not in the store, or not renewed."""
+    return sidecar.get("refused") or sidecar.get(NOT_RENEWED)
+
+
+def _table(sidecars: Iterable[Mapping[str, Any]]) -> str:
     rows = [COLUMNS]
-    for sidecar in refused:
-        why = sidecar["refused"]
-        cells = (sidecar["case_id"], why["file"], why["code"], why["reason"], why["remedy"])
-        rows.append(tuple(_cell(cell) for cell in cells))  # type: ignore[arg-type]
+    for sidecar in sidecars:
+        why = why_refused(sidecar)
+        if why is not None:
+            cells = (sidecar["case_id"], why["file"], why["code"], why["reason"], why["remedy"])
+            rows.append(tuple(_cell(cell) for cell in cells))  # type: ignore[arg-type]
     return "".join("\t".join(row) + "\n" for row in rows)
 
 
@@ -158,20 +169,11 @@ def _entries(good: Sequence[Mapping[str, Any]], cohort: Mapping[str, Any]) -> li
         judging = held_out(labelled, float(cohort["preparation"]["validation_fraction"]))
     return [
         {
-            "case_id": s["case_id"],
-            "subject_id": s["subject_id"],
+            **sidecar_fields(s),
             # Also a judging subject's cases without labels: pre-training must not see them.
             "part": "validation"
             if s["part"] == "training" and s["subject_id"] in judging
             else s["part"],
-            "shape": s["shape"],
-            "spacing_mm": s["spacing_mm"],
-            "has_label": s["class_values"] is not None,
-            "image_key": s["image_key"],
-            "key": s["key"],
-            "bytes": s["file"]["bytes"],
-            "sha256": s["file"]["sha256"],
-            "targets": s["targets"],
         }
         for s in good
     ]

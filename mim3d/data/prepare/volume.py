@@ -96,8 +96,9 @@ def prepare_volume(
         VolumeError: the body is empty or constant, or resampling loses a class.
     """
     modalities = _modalities(volume, rule)
-    airs = tuple(map(find_air, volume.voxels, modalities))
-    body = body_mask(volume.voxels, airs)
+    measurable = volume.measurable()
+    airs = tuple(map(find_air, measurable, modalities))
+    body = body_mask(measurable, airs)
     share = float(body.mean())
     if share < LEAST_BODY:
         raise VolumeError(
@@ -105,9 +106,11 @@ def prepare_volume(
             remedy="check the file, and the modality (`--prepare.modality`)",
             code="empty-body",
         )
-    normalisation = _measured(volume, airs, modalities, rule)
+    normalisation = _measured(measurable, airs, modalities, rule)
+    del measurable
     notes = [*volume.notes, *_odd_ct(volume, modalities)]
-    box = _crop_box(volume, airs, labels, rule)
+    box, widened = _crop_box(volume, airs, labels, rule)
+    notes += widened
     affine = volume.affine.copy()
     affine[:3, 3] += volume.affine[:3, :3] @ np.array([side.start for side in box], np.float64)
     voxels = volume.voxels[(slice(None), *box)]
@@ -163,15 +166,13 @@ def _modalities(volume: Volume, rule: VolumeRule) -> tuple[Modality, ...]:
 
 
 def _measured(
-    volume: Volume, airs: tuple[Air, ...], modalities: tuple[Modality, ...], rule: VolumeRule
+    voxels: NDArray[Any], airs: tuple[Air, ...], modalities: tuple[Modality, ...], rule: VolumeRule
 ) -> tuple[Normalisation, ...]:
     measured = []
-    for number, (channel, air, modality) in enumerate(
-        zip(volume.voxels, airs, modalities, strict=True)
-    ):
+    for number, (channel, air, modality) in enumerate(zip(voxels, airs, modalities, strict=True)):
         found = measure(channel, air, modality, rule.window_hu, rule.clip_percentiles)
         if found is None:
-            which = f"channel {number} is" if volume.channels > 1 else "it is"
+            which = f"channel {number} is" if len(voxels) > 1 else "it is"
             raise VolumeError(
                 f"{which} constant over the body",
                 remedy="check the file; there is nothing in it to learn from",
@@ -192,22 +193,29 @@ def _odd_ct(volume: Volume, modalities: tuple[Modality, ...]) -> list[Note]:
 
 def _crop_box(
     volume: Volume, airs: tuple[Air, ...], labels: NDArray[np.uint8] | None, rule: VolumeRule
-) -> Box:
+) -> tuple[Box, list[Note]]:
+    """The body with its margin, widened to what is labelled; a note says if that was needed."""
     whole = tuple(slice(0, size) for size in volume.shape)
     if not rule.crop_to_body:
-        return (whole[0], whole[1], whole[2])
-    body = body_box(volume.voxels, airs)
-    foreground = None if labels is None else labels > 0
+        return (whole[0], whole[1], whole[2]), []
     sides = []
-    for axis, (side, size) in enumerate(zip(body, volume.shape, strict=True)):
+    for axis, side in enumerate(body_box(volume.voxels, airs)):
         margin = min(round(rule.body_margin_mm / volume.spacing_mm[axis]), MOST_MARGIN)
-        start, stop = side.start - margin, side.stop + margin
-        if foreground is not None:
-            labelled = extent(foreground, axis)
-            if labelled.stop > labelled.start:
-                start, stop = min(start, labelled.start), max(stop, labelled.stop)
-        sides.append(slice(max(0, start), min(size, stop)))
-    return (sides[0], sides[1], sides[2])
+        start, stop = max(0, side.start - margin), min(volume.shape[axis], side.stop + margin)
+        sides.append(slice(start, stop))
+    body: Box = (sides[0], sides[1], sides[2])
+    foreground = labels > 0 if labels is not None else np.zeros((0, 0, 0), np.bool_)
+    outside = int(foreground.sum()) - int(foreground[body].sum())
+    if not outside:
+        return body, []
+    for axis in range(3):
+        labelled = extent(foreground, axis)
+        start, stop = min(body[axis].start, labelled.start), max(body[axis].stop, labelled.stop)
+        sides[axis] = slice(start, stop)
+    text = (
+        f"{outside:,} labelled voxel(s) lie away from the body: the crop was widened to hold them"
+    )
+    return (sides[0], sides[1], sides[2]), [Note("labels-outside-body", text)]
 
 
 def _resampled(

@@ -13,6 +13,7 @@ import sys
 
 from mim3d.data.prepare.job import Work, case_from_json, peek, prepare_or_keep
 from mim3d.foundation.errors import ResourceError
+from mim3d.foundation.machine import limit_memory
 
 
 def main() -> None:
@@ -22,6 +23,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     work = Work.from_json(json.loads(sys.stdin.readline()))
+    if work.spare_bytes is not None:
+        # A file that eats memory ends in an error here instead of in the death of a neighbour.
+        limit_memory(work.spare_bytes)
     for line in sys.stdin:
         request = json.loads(line)
         case = case_from_json(request["case"])

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+PARTS = ("training", "validation", "test")
+
+
+def sidecar_fields(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a case, from the case's sidecar."""
+    file = sidecar["file"]
+    names = ("case_id", "subject_id", "part", "shape", "spacing_mm", "image_key", "key", "targets")
+    return {
+        **{name: sidecar[name] for name in names},
+        "has_label": sidecar["class_values"] is not None,
+        "bytes": file["bytes"],
+        "sha256": file["sha256"],
+    }
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,25 @@ class StoreEntry:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> StoreEntry:
-        """The entry a manifest holds."""
+        """The entry a manifest holds.
+
+        Raises:
+            ValueError: it describes no case; also `TypeError` and `KeyError`.
+        """
         c, x, y, z = map(int, stored["shape"])
         sx, sy, sz = map(float, stored["spacing_mm"])
-        return cls(**{**stored, "shape": (c, x, y, z), "spacing_mm": (sx, sy, sz)})
+        entry = cls(**{**stored, "shape": (c, x, y, z), "spacing_mm": (sx, sy, sz)})
+        words = (entry.case_id, entry.subject_id, entry.image_key, entry.key, entry.sha256)
+        is_one = (
+            all(isinstance(word, str) for word in words)
+            and bool(entry.case_id)
+            and entry.part in PARTS
+            and min(entry.shape) > 0
+            and all(0 < side < math.inf for side in entry.spacing_mm)
+            and type(entry.has_label) is bool
+            and type(entry.bytes) is int
+            and isinstance(entry.targets, dict)
+        )
+        if not is_one:
+            raise ValueError("no case of a store")
+        return entry

@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 
 from mim3d.data.classes import ClassTable
-from mim3d.data.store.checked import checksum
-from mim3d.data.store.entry import StoreEntry
-from mim3d.data.store.layout import FINGERPRINT, FORMAT, MANIFEST, case_path, read_json
+from mim3d.data.store.entry import PARTS, StoreEntry
+from mim3d.data.store.layout import (
+    FINGERPRINT,
+    MANIFEST,
+    QUARANTINE,
+    case_path,
+    damaged_record,
+    read_json,
+    sidecar_path,
+    sidecar_paths,
+)
 from mim3d.data.store.opened import StoreCase
+from mim3d.foundation.digests import file_digest
 from mim3d.foundation.errors import UserError
-
-PARTS = ("training", "validation", "test")
 
 
 class Store:
@@ -32,10 +39,14 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.manifest: dict[str, Any] = _read_manifest(self.path)
-        entries = map(StoreEntry.from_json, self.manifest["cases"])
+        try:
+            entries = [StoreEntry.from_json(stored) for stored in self.manifest["cases"]]
+            classes = self.manifest["classes"]
+            table = None if classes is None else ClassTable.from_json(classes)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise damaged_record(self.path / MANIFEST, "it does not describe a store") from error
         self.entries: dict[str, StoreEntry] = {entry.case_id: entry for entry in entries}
-        classes = self.manifest["classes"]
-        self.classes: ClassTable | None = None if classes is None else ClassTable.from_json(classes)
+        self.classes: ClassTable | None = table
         self._verified: set[str] = set()
 
     def __repr__(self) -> str:
@@ -45,7 +56,7 @@ class Store:
     @property
     def name(self) -> str:
         """What the source calls itself, else the store's folder."""
-        return str(self.manifest["name"] or self.path.name)
+        return str(self.manifest.get("name") or self.path.name)
 
     @property
     def cases(self) -> tuple[str, ...]:
@@ -55,7 +66,7 @@ class Store:
     @property
     def channel_names(self) -> tuple[str, ...]:
         """One name a channel."""
-        return tuple(self.manifest["channel_names"])
+        return tuple(map(str, self._stored("channel_names", list)))
 
     @property
     def channels(self) -> int:
@@ -65,7 +76,7 @@ class Store:
     @property
     def modalities(self) -> tuple[str, ...]:
         """`ct`, `mr` or `other`, one a channel."""
-        return tuple(self.manifest["modalities"])
+        return tuple(map(str, self._stored("modalities", list)))
 
     @property
     def modality(self) -> str:
@@ -75,12 +86,12 @@ class Store:
     @property
     def preparation(self) -> dict[str, Any]:
         """The settings the store was made with; `data.prepare` prepares a volume alike by them."""
-        return dict(self.manifest["preparation"])
+        return dict(self._stored("preparation", dict))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """Shapes, spacings, intensities and class frequencies of the cohort."""
-        return dict(read_json(self.path / FINGERPRINT))
+        return read_json(self.path / FINGERPRINT)
 
     @cached_property
     def median_spacing_mm(self) -> tuple[float, float, float]:
@@ -136,9 +147,40 @@ class Store:
             path = case_path(self.path, case_id)
             if not path.is_file():
                 wrong[case_id] = "its file is missing"
-            elif checksum(path) != self.entry(case_id).sha256:
+            elif file_digest(path) != self.entry(case_id).sha256:
                 wrong[case_id] = "its checksum is wrong"
+            else:
+                try:
+                    read_json(sidecar_path(self.path, case_id))
+                except UserError as error:
+                    wrong[case_id] = error.what
         return wrong
+
+    def verify_tables(self) -> dict[str, str]:
+        """Compares what stands in the store besides its cases with its checksums.
+
+        Returns:
+            A file's name to what is wrong with it; empty if all is well.
+        """
+        wrong: dict[str, str] = {}
+        mine = {sidecar_path(self.path, case_id) for case_id in self.cases}
+        refused = [path for path in sidecar_paths(self.path) if path not in mine]
+        for path in (self.path / FINGERPRINT, *refused):
+            try:
+                read_json(path)
+            except UserError as error:
+                wrong[path.name] = error.what
+        noted = self.manifest.get(QUARANTINE)
+        path = self.path / QUARANTINE
+        if noted is not None and not (path.is_file() and file_digest(path) == noted):
+            wrong[QUARANTINE] = "it is not as it was written"
+        return wrong
+
+    def _stored(self, name: str, kind: type) -> Any:
+        value = self.manifest.get(name)
+        if not isinstance(value, kind):
+            raise damaged_record(self.path / MANIFEST, f"it has no `{name}`")
+        return value
 
 
 def open_store(path: Path | str) -> Store:
@@ -158,12 +200,4 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             remedy=f"`mim3d prepare SOURCE --out {folder}` makes or finishes it",
             code="no-store",
         )
-    manifest = read_json(path)
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise UserError(
-            f"`{folder}` was written by store format {found}, this version reads format {FORMAT}",
-            remedy=f"`mim3d prepare SOURCE --out {folder}` makes it again",
-            code="store-format",
-        )
-    return dict(manifest)
+    return read_json(path)

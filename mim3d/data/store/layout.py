@@ -5,14 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mim3d.foundation.atomic import TEMPORARY
+from mim3d.foundation.documents import DocumentError, LaterVersion, bounded, versioned, write_sealed
 from mim3d.foundation.errors import UserError
 
 FORMAT = 1
 """Version of the store. Others are refused with the command that makes them anew."""
+RECORDS = "records"
+"""Key of the version of manifest, fingerprint and sidecars, and the first of each. Version 2 ends
+with a checksum; the first one had neither and is read as it is."""
+RECORD_FORMAT = 2
+FIRST_KEYS = ("format", "subject_id", "cases")
+"""What records of the first version began with."""
 
 CASES = "cases"
 MANIFEST = "manifest.json"
@@ -37,7 +45,7 @@ def file_name(case_id: str) -> str:
     parts = [chr(b) if chr(b) in SAFE and b < 128 else f"%{b:02X}" for b in raw]
     if parts[:1] == ["."]:
         parts[0] = "%2E"
-    escaped = "".join(parts)
+    escaped = "".join(parts) or "%"
     if len(escaped) <= MAX_NAME:
         return escaped
     return f"{escaped[:MAX_NAME]}-{hashlib.sha256(raw).hexdigest()[:8]}"
@@ -59,21 +67,50 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file of the store.
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes manifest, fingerprint or sidecar whole, with its version and checksum."""
+    rest = {key: value for key, value in content.items() if key != RECORDS}
+    write_sealed(path, {RECORDS: RECORD_FORMAT, **rest})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of manifest, fingerprint or sidecar.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, missing or of a later version.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise UserError(
-            f"`{path.name}` is damaged",
-            where=str(path),
-            remedy="run the `mim3d prepare` that made this store again",
-            code="damaged-store",
-        ) from None
+        return versioned(bounded(path), {"format": FORMAT, RECORDS: RECORD_FORMAT}, _is_first)
+    except LaterVersion as error:
+        raise _other_format(path, error) from None
+    except (OSError, DocumentError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise damaged_record(path, str(reason)) from None
+
+
+def _is_first(record: Mapping[str, Any]) -> bool:
+    return RECORDS not in record and next(iter(record), "") in FIRST_KEYS
+
+
+def _other_format(path: Path, error: LaterVersion) -> UserError:
+    store = path.parent.parent if path.parent.name == CASES else path.parent
+    what, reads = ("record", RECORD_FORMAT) if error.key == RECORDS else ("store", FORMAT)
+    return UserError(
+        f"`{store}` was written by {what} format {str(error.found)[:20]}, this version reads "
+        f"format {reads}",
+        remedy=f"`mim3d prepare SOURCE --out {store}` makes it again",
+        code="store-format",
+    )
+
+
+def damaged_record(path: Path, reason: str) -> UserError:
+    """The error of a manifest, fingerprint or sidecar that cannot be used."""
+    return UserError(
+        f"`{path.name}` of the store is damaged: {reason}",
+        where=str(path),
+        remedy="run the `mim3d prepare` that made this store again",
+        code="damaged-store",
+    )
 
 
 def sidecar_paths(folder: Path) -> list[Path]:

@@ -145,7 +145,13 @@ class StoreCase:
         if self._file is None or self._process != os.getpid():
             # After a fork the parent's handle is dropped, never closed: its state is the parent's.
             verify = self._verified is not None and self.case_id not in self._verified
-            self._file = CheckedFile(self._path, self._entry, verify)
+            opened = CheckedFile(self._path, self._entry, verify)
+            if self.has_label and not set(opened.class_values) <= set(
+                opened.class_values if self._class_values is None else self._class_values
+            ):
+                opened.close()
+                raise opened.damaged("its classes are not the store's")
+            self._file = opened
             self._process = os.getpid()
             if self._verified is not None:
                 self._verified.add(self.case_id)

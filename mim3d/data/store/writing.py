@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.data.intensity import Normalisation
-from mim3d.data.store.layout import CHUNK, FORMAT, case_path, sidecar_path
+from mim3d.data.store.layout import CHUNK, FORMAT, case_path, sidecar_path, write_record
 from mim3d.data.volume import Note, spacing_of
-from mim3d.foundation.atomic import whole_file, write_json
-from mim3d.foundation.errors import ResourceError
+from mim3d.foundation.atomic import write_bytes
 from mim3d.foundation.randomness import generator
 
 Filter = Literal["blosc", "lzf"]
@@ -160,19 +159,12 @@ def write_case(
         The sidecar as written.
 
     Raises:
-        ResourceError: the disk is full; older files are untouched.
+        DiskError: they cannot be written, or do not read back; older files are untouched.
     """
     image = _hdf5(case, key, compression)
     path = case_path(folder, case.case_id)
     checksum = hashlib.sha256(image).hexdigest()
-    with whole_file(path) as temporary:
-        temporary.write_bytes(image)
-        if hashlib.sha256(temporary.read_bytes()).hexdigest() != checksum:
-            raise ResourceError(
-                f"`{path.name}` does not read back as it was written",
-                remedy="check the disk, or choose another --out",
-                code="bad-disk",
-            )
+    write_bytes(path, image)
     written = {
         **sidecar,
         "format": FORMAT,
@@ -185,7 +177,7 @@ def write_case(
         "notes": [{"code": note.code, "text": note.text} for note in case.notes],
         "facts": dict(case.facts),
     }
-    write_json(sidecar_path(folder, case.case_id), written)
+    write_record(sidecar_path(folder, case.case_id), written)
     return written
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mim3d.config.reading import load
+from mim3d.foundation.documents import read_object
 
 PRETRAIN, FINETUNE, TUNE = "pretrain", "finetune", "tune"
 RECORDS, PRETRAINED = "records", "pretrained"
@@ -75,7 +75,7 @@ def _runs(out: Path, folder: str, arm: str) -> Iterator[Begun]:
 def _before(path: Path) -> str | None:
     """Of a record or a run's folder, the pre-training that it names."""
     if path.suffix == ".json":
-        paid = json.loads(path.read_text(encoding="utf-8")).get("pretraining")
+        paid = read_object(path).get("pretraining")
         return None if paid is None else str(paid["run"])
     config = path / "config.yaml"
     if not config.is_file():

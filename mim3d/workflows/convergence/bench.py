@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from mim3d.config.sections import TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, PretrainConfig
 from mim3d.evaluation.convergence import Pretraining, Record
 from mim3d.foundation.atomic import write_json
+from mim3d.foundation.documents import parsed, read_object
 from mim3d.foundation.errors import (
     ConfigError,
     Interrupted,
@@ -89,7 +89,7 @@ class Bench:
         path = self.record_path(trial)
         if not path.is_file():
             return None
-        return Record.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Record.from_json(read_object(path))
 
     def finished(self, trial: Trial) -> Record | None:
         """The record of a fine-tuning that need not be run again."""
@@ -190,7 +190,7 @@ class Bench:
         """
         path = self._pretrained_path(before)
         if path.is_file():
-            return Pretraining.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return Pretraining.from_json(read_object(path))
         if before.name in self._failed:
             return self._failed[before.name]
         arm = self.arms[before.arm]
@@ -332,7 +332,7 @@ def training_seconds(folder: Path) -> float:
     total, reached = 0.0, 0
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):  # the last line of a killed process
-            entry = json.loads(line)
+            entry = parsed(line)
             if entry.get("kind") == "train":
                 total += (entry["step"] - reached) * entry["seconds_a_step"]
                 reached = entry["step"]

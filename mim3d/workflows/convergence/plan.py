@@ -7,7 +7,6 @@ what runs were made by never changes. An arm of which nothing was begun may be p
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.foundation.atomic import write_json
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.training.lock import FolderLock
@@ -134,7 +134,7 @@ def read_plan(out: Path) -> Plan:
     path = out / PLAN
     if not path.is_file():
         return Plan()
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path)
     if content.get("format") != FORMAT:
         raise UserError(
             f"`{path}` has format {content.get('format')}, this version reads format {FORMAT}",

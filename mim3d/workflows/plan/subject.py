@@ -91,19 +91,20 @@ def subject_of(config: AnyPlanConfig) -> Subject:
         ConfigError: a number with which nothing can be planned.
         UserError: the store or the initial run is not there, or something does not fit.
     """
-    data, said = config.data, config.plan
-    _check(said, data)
+    said, assumptions = config.plan, list[str]()
+    _check(said, config.data)
+    data = _of_one_size(config.data, assumptions)
     check_numbers(config.optim, config.training)
     store = open_store(data.store) if data.store is not None else None
-    assumptions: list[str] = []
     volumes = _volumes(said.volumes, store, assumptions)
     # Refuses a window and a grid that the feed refuses.
     sampling(data, volumes, config.training.batch_size, config.training.seed)
     encoder = _encoder(config, store)
     if isinstance(config, PretrainPlanConfig):
         verb: Literal["pretrain", "finetune"] = "pretrain"
-        build: Builder = _Pretext(encoder, config.objective)
-        tokens = _tokens(encoder, data.crop_size, config.objective)
+        objective = _with_air(config.objective, assumptions)
+        build: Builder = _Pretext(encoder, objective)
+        tokens = _tokens(encoder, data.crop_size, objective)
     else:
         verb = "finetune"
         values = _values(config, store, assumptions)
@@ -173,6 +174,22 @@ def _traceable(config: FinetunePlanConfig, assumptions: list[str]) -> FinetunePl
     assumptions.append(f"loss `{TRACEABLE[0]}` in place of `{loss}`, which costs about as much")
     objective: SegmentationConfig = replace(config.objective, loss=TRACEABLE[0])
     return replace(config, objective=objective)
+
+
+def _of_one_size(data: DataConfig, assumptions: list[str]) -> DataConfig:
+    """Crops of several sizes as if all had the largest: what they need at most."""
+    if not data.crop_sizes:
+        return data
+    assumptions.append("every crop has the largest of `data.crop_sizes`")
+    return replace(data, crop_size=max(data.crop_sizes, key=math.prod), crop_sizes=())
+
+
+def _with_air(objective: PretextConfig, assumptions: list[str]) -> PretextConfig:
+    """How much of the crops is air nobody knows beforehand."""
+    if not objective.drop_air:
+        return objective
+    assumptions.append("`objective.drop_air` drops nothing")
+    return replace(objective, drop_air=False)
 
 
 class _Pretext:

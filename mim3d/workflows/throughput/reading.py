@@ -112,7 +112,7 @@ def _batch_stage(
     count = scene.scale.batch
 
     def ours(number: int) -> CropBatch:
-        return next(feed.batches(number, number + 1))[1][0]
+        return _crops(feed, number)
 
     ours(0)  # opens files, or takes volumes into memory
     return Stage(
@@ -147,10 +147,16 @@ def _their_crops(scene: Scene, feed: Feed) -> Callable[[int], Tensor]:
     return batch
 
 
+def _crops(feed: Feed, step: int) -> CropBatch:
+    """The one micro-batch of a step, of one crop size."""
+    ((crops,),) = (batch.parts for batch in next(feed.batches(step, step + 1))[1])
+    return crops
+
+
 def _compared(feed: Feed, theirs: Callable[[int], Tensor]) -> str:
     farthest = 0.0
     for number in range(CHECKED):
-        ours = next(feed.batches(number, number + 1))[1][0].voxels
+        ours = _crops(feed, number).voxels
         farthest = max(farthest, float((ours - theirs(number)).abs().max()))
     require(farthest < 1e-5, f"normalised crops, which differ by {farthest:.1e}")
     return f"within {farthest:.0e}" if farthest else "equal"

@@ -36,7 +36,8 @@ class Work:
 def step_flop(task: Task, batch: CropBatch) -> int:
     """FLOP of one training step: the backward pass costs twice the forward.
 
-    The gradient of voxels is not needed, hence the patch embedding's backward costs one forward.
+    The gradient of voxels is not needed, hence the backward pass of what reads them costs one
+    forward: of the patch embedding, or of a convolutional stem's first map.
     The optimiser and all elementwise work are left out, and so is what is computed twice to save
     memory: these are the FLOP of the model, as in model FLOP utilisation (Chowdhery et al.,
     arXiv:2204.02311, appendix B).
@@ -47,8 +48,9 @@ def step_flop(task: Task, batch: CropBatch) -> int:
     if isinstance(task, Segmentation):  # its loss has neither products nor convolutions
         module, inputs = task.network, (one.voxels, one.spacing_mm)
     counter = _counted(module, inputs)
-    embedding = counter.get_flop_counts().get(f"{type(module).__name__}.encoder.embedding", {})
-    return (3 * counter.get_total_flops() - sum(embedding.values())) * len(batch.crop_ids)
+    counts, name = counter.get_flop_counts(), f"{type(module).__name__}.encoder.embedding"
+    reading = counts.get(f"{name}.stages.0.merge", counts.get(name, {}))
+    return (3 * counter.get_total_flops() - sum(reading.values())) * len(batch.crop_ids)
 
 
 def forward_flop(network: nn.Module, voxels: Tensor) -> int:

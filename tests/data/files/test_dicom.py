@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,30 @@ def test_compressed_pixels_of_another_size_are_refused(tmp_path):
 
     with pytest.raises(VolumeError):
         read_volume(tmp_path)
+
+
+def test_a_frame_of_some_bytes_cannot_declare_a_huge_slice(tmp_path):
+    dicom_folder(tmp_path, rle=True, rows=30_000)
+    for path in tmp_path.iterdir():
+        raw = path.read_bytes()
+        columns = struct.pack("<HH2sHH", 0x0028, 0x0011, b"US", 2, 9)
+        path.write_bytes(raw.replace(columns, columns[:-2] + struct.pack("<H", 30_000)))
+
+    with pytest.raises(VolumeError, match="compressed bytes") as caught:
+        read_volume(tmp_path, ReadConfig(max_gib=100))
+
+    assert caught.value.code == "more-declared"
+
+
+def test_slices_whose_rescale_does_nothing_may_lack_it(tmp_path):
+    stored = dicom_folder(tmp_path)
+    raw = dicom_slice(stored[:, :, 2].T, (11, -6.5, 31.25 + 5), slope="1", intercept="0")
+    (tmp_path / "IM002.dcm").write_bytes(raw)
+
+    volume = read_volume(tmp_path)
+
+    assert volume.voxels.dtype == np.int16
+    assert (volume.voxels[0] == stored[::-1, ::-1]).all()
 
 
 def test_jpeg2000_agrees_with_simpleitk(shared):
@@ -221,8 +246,15 @@ REJECTED = {
     "rows lie": changed(rows=4000),
     "frames": changed(frames="2"),
     "bits": changed(bits=17),
-    "slope 0": changed(slope="0"),
-    "slope nan": changed(slope="nan"),
+    "slope 0": changed(slope="0", intercept="0"),
+    "slope nan": changed(slope="nan", intercept="0"),
+    "slope alone": changed(slope="2"),
+    "intercept alone": changed(intercept="-1024"),
+    "one slice rescaled": changed(slope="2", intercept="0"),
+    "other bits": changed(bits=12, high_bit=11),
+    "other sign": changed(signed=0),
+    "unknown encoding": changed(syntax="1.2.840.10008.1.2.4.100"),
+    "compressed in name only": changed(syntax="1.2.840.10008.1.2.5"),
     "deflated": changed(syntax="1.2.840.10008.1.2.1.99"),
     "cut pixels": cut(-7),
     "cut header": cut(300),

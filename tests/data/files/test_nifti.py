@@ -278,3 +278,25 @@ def test_an_extension_of_an_impossible_size_is_refused(tmp_path, size):
 
     with pytest.raises(VolumeError, match="extension"):
         read_volume(put(tmp_path, "case.nii", bytes(moved)))
+
+
+def test_an_extender_without_room_for_an_extension_is_refused(tmp_path):
+    """Else the extensions of a header whose `vox_offset` was lost would be read as voxels."""
+    raw = bytearray(nifti(scan()))
+    raw[348] = 1
+
+    with pytest.raises(VolumeError, match="leaves no room") as caught:
+        read_volume(put(tmp_path, "case.nii", bytes(raw)))
+
+    assert caught.value.code == "extension"
+
+
+def test_thousands_of_extensions_are_refused_before_they_take_minutes(tmp_path):
+    count = 20_000
+    raw = bytearray(nifti(scan()))
+    raw[108:112] = struct.pack("<f", 352 + 8 * count)
+    raw[348] = 1
+    chain = struct.pack("<2i", 8, 0) * count
+
+    with pytest.raises(VolumeError, match="extension 10001"):
+        read_volume(put(tmp_path, "case.nii.gz", zipped(bytes(raw[:352]) + chain + raw[352:])))

@@ -257,3 +257,27 @@ def test_gzip_around_the_whole_file_is_refused_with_the_remedy(tmp_path):
         read_volume(put(tmp_path, "case.nrrd.gz", zipped(nrrd(scan()))))
 
     assert "unpack" in (caught.value.remedy or "")
+
+
+@pytest.mark.parametrize("text", [" " * 60_000 + ")", "(" * 60_000, "( " * 30_000])
+def test_brackets_and_spaces_without_end_are_refused_in_one_pass(tmp_path, text):
+    """A backtracking pattern took hours over these: the suite's own time limit is the judge."""
+    with pytest.raises(VolumeError, match="`space directions`"):
+        read_volume(put(tmp_path, "case.nrrd", nrrd(scan(), space_directions=text)))
+
+
+def test_directions_may_hold_spaces_within_and_none_between(tmp_path):
+    spaced = "( -0.8, 0 ,0)(0,-1.2,0)   (0, 0, 2.5 )"
+
+    volume = read_volume(put(tmp_path, "case.nrrd", nrrd(scan(), space_directions=spaced)))
+
+    assert volume.spacing_mm == pytest.approx((0.8, 1.2, 2.5))
+
+
+def test_text_beyond_a_floats_range_is_contained_without_a_warning(tmp_path):
+    raw = nrrd(scan().astype("f4"), encoding="ascii").replace(b"\n7\n", b"\n1e300\n", 1)
+    assert b"1e300" in raw
+
+    volume = quietly(put(tmp_path, "case.nrrd", raw))
+
+    assert "values-replaced" in codes(volume)

@@ -1,135 +1,15 @@
 from __future__ import annotations
 
-import gzip
-import itertools
 import os
 import struct
-import zlib
 
-import numpy as np
 import pytest
 
 from mim3d.data.files import ReadConfig, read_volume
-from mim3d.data.files import streams as streams_module
-from mim3d.data.files.streams import DeflateStream, PlainStream, neighbour, open_regular
+from mim3d.data.files.streams import PlainStream, neighbour, open_regular
 from mim3d.foundation.errors import VolumeError
 
 from .making import codes, nifti, put, quietly, scan, zipped
-
-BIG = (48, 40, 36)
-"""More than one buffer of a decoder when compressed."""
-
-
-def everything(stream) -> bytes:
-    buffer = bytearray(1 << 20)
-    found = bytearray()
-    while count := stream.fill(memoryview(buffer)):
-        found += buffer[:count]
-    stream.finish()
-    return bytes(found)
-
-
-@pytest.fixture(params=["isal or zlib", "zlib"])
-def _both_inflaters(request, monkeypatch):
-    if request.param == "zlib":
-        monkeypatch.setattr(streams_module, "DEFLATE", zlib)
-
-
-@pytest.mark.usefixtures("_both_inflaters")
-@pytest.mark.parametrize("seed", range(20))
-def test_members_split_anywhere_are_one_stream(tmp_path, seed):
-    random = np.random.default_rng(seed)
-    raw = random.integers(0, 20, 70_000).astype(np.uint8).tobytes()
-    cuts = [0, *sorted(random.integers(0, len(raw), random.integers(0, 6)).tolist()), len(raw)]
-    members = [zipped(raw[a:b], int(random.integers(0, 10))) for a, b in itertools.pairwise(cuts)]
-    path = put(tmp_path, "x.gz", b"".join(members) + bytes(int(random.integers(0, 20))))
-
-    with open_regular(path) as file:
-        assert everything(DeflateStream(file)) == raw
-
-
-@pytest.mark.usefixtures("_both_inflaters")
-def test_header_fields_of_gzip_are_stepped_over_and_their_check_value_compared(tmp_path):
-    raw, deflated = b"voxels" * 100, zlib.compress(b"voxels" * 100)[2:-4]
-    head = b"\x1f\x8b\x08\x1e" + bytes(6) + struct.pack("<H", 3) + b"abc" + b"name\0comment\0"
-    tail = struct.pack("<2I", zlib.crc32(raw), len(raw))
-    good = head + struct.pack("<H", zlib.crc32(head) & 0xFFFF) + deflated + tail
-    bad = head + struct.pack("<H", zlib.crc32(head) + 1 & 0xFFFF) + deflated + tail
-
-    with open_regular(put(tmp_path, "good.gz", good)) as file:
-        assert everything(DeflateStream(file)) == raw
-    with open_regular(put(tmp_path, "bad.gz", bad)) as file, pytest.raises(VolumeError):
-        everything(DeflateStream(file))
-
-
-@pytest.mark.usefixtures("_both_inflaters")
-@pytest.mark.parametrize("fault", ["check", "cut", "dictionary", "method", "bit"])
-def test_a_damaged_zlib_stream_is_refused(tmp_path, fault):
-    raw = bytearray(zlib.compress(scan(BIG).tobytes()))
-    if fault == "check":
-        raw[-1] ^= 1
-    if fault == "cut":
-        del raw[-2:]
-    if fault == "dictionary":
-        raw[:2] = b"\x78\xbb"
-    if fault == "method":
-        raw[:2] = b"\x77\x01"
-    if fault == "bit":
-        raw[len(raw) // 2] ^= 4
-
-    with open_regular(put(tmp_path, "x", bytes(raw))) as file, pytest.raises(VolumeError):
-        everything(DeflateStream(file, wrapper="zlib"))
-
-
-def damaged(raw: bytes, fault: str) -> bytes:
-    stream = bytearray(zipped(raw))
-    if fault.startswith("cut at"):
-        return bytes(stream[: int(len(stream) * float(fault.split()[-1]))])
-    if fault.startswith("without the last"):
-        return bytes(stream[: -int(fault.split()[-1])])
-    if fault == "check value":
-        stream[-8] ^= 1
-    if fault == "size":
-        stream[-4] ^= 1
-    if fault == "method":
-        stream[2] = 7
-    if fault == "reserved flag":
-        stream[3] |= 0x40
-    if fault == "voxel under the old check value":
-        changed = bytearray(raw)
-        changed[1500] ^= 1
-        stream = bytearray(zipped(bytes(changed)))
-        stream[-8:] = zipped(raw)[-8:]
-    if fault == "second member is garbage":
-        stream += b"\x1f\x8b\x08\0" + bytes(6) + b"\xff" * 50
-    if fault == "second member missing":
-        stream = bytearray(zipped(raw[:9000]))
-    return bytes(stream)
-
-
-@pytest.mark.usefixtures("_both_inflaters")
-@pytest.mark.parametrize("shape", [(11, 13, 7), BIG])
-@pytest.mark.parametrize(
-    "fault",
-    [
-        *(f"cut at {part}" for part in (0.02, 0.5, 0.9, 0.999)),
-        *(f"without the last {count}" for count in (1, 4, 7, 8)),
-        "check value",
-        "size",
-        "method",
-        "reserved flag",
-        "voxel under the old check value",
-        "second member is garbage",
-        "second member missing",
-    ],
-)
-def test_no_voxel_of_a_damaged_stream_is_handed_out(tmp_path, shape, fault):
-    if fault == "second member missing" and shape != BIG:
-        shape = (21, 23, 17)
-    path = put(tmp_path, "case.nii.gz", damaged(nifti(scan(shape)), fault))
-
-    with pytest.raises(VolumeError):
-        read_volume(path)
 
 
 def test_a_stream_that_ends_in_order_but_early_says_how_much_is_there(tmp_path):
@@ -172,7 +52,7 @@ def test_zeros_that_make_up_whole_slices_mean_that_the_header_lies(tmp_path):
     raw = bytearray(nifti(voxels))
     raw[46:48] = struct.pack("<h", 5)
 
-    with pytest.raises(VolumeError, match="more slices"):
+    with pytest.raises(VolumeError, match="holds 2002 bytes of voxels, more than the 1430"):
         read_volume(put(tmp_path, "case.nii", bytes(raw)))
 
 
@@ -253,15 +133,17 @@ def test_a_plain_stream_gives_what_is_behind_its_start(tmp_path):
         assert stream.most() == 4
         assert stream.fill(memoryview(buffer)) == 3
         assert bytes(buffer) == b"cde"
-        with pytest.raises(VolumeError, match="more data"):
-            stream.finish()
+        with pytest.raises(VolumeError, match="more than the 0"):
+            stream.finish(0)
 
 
-def test_the_two_inflaters_agree_on_every_level(tmp_path, monkeypatch):
-    raw = nifti(scan(BIG))
-    for level in range(10):
-        path = put(tmp_path, f"{level}.nii.gz", gzip.compress(raw, level))
-        fast = read_volume(path)
-        with monkeypatch.context() as patch:
-            patch.setattr(streams_module, "DEFLATE", zlib)
-            assert (read_volume(path).voxels == fast.voxels).all()
+@pytest.mark.parametrize("squeeze", [bytes, zipped])
+def test_zeros_behind_voxels_that_end_in_zeros_may_be_voxels_and_are_refused(tmp_path, squeeze):
+    """A header of 10 x 12 x 7 over 11 x 13 x 7 voxels: a tail of zeros fits it as padding."""
+    voxels = scan()
+    voxels[:, :, 4:] = 0
+    raw = bytearray(nifti(voxels))
+    raw[42:46] = struct.pack("<2h", 10, 12)
+
+    with pytest.raises(VolumeError, match="2002 bytes of voxels, more than the 1680"):
+        read_volume(put(tmp_path, "case.nii", squeeze(bytes(raw))))

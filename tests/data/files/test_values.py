@@ -6,7 +6,7 @@ import pytest
 from mim3d.data.files import read_label, read_volume
 from mim3d.foundation.errors import VolumeError
 
-from .making import SHAPE, codes, nifti, put, quietly, scan
+from .making import AFFINE, SHAPE, codes, nifti, put, quietly, reoriented, scan
 
 
 def with_values(*pairs, kind="f4"):
@@ -222,3 +222,39 @@ def test_one_hot_labels_are_refused_and_one_frame_is_not(tmp_path):
 
     assert "one-hot" in (caught.value.remedy or "")
     assert read_label(label_file(tmp_path, one_hot[..., :1])).voxels.shape == (1, *SHAPE)
+
+
+@pytest.mark.parametrize("order", ["RAS", "LPI", "SPR", "AIL"])
+def test_replaced_voxels_are_known_by_their_place_in_every_order(tmp_path, order):
+    voxels = scan().astype("f4")
+    bad = np.random.default_rng(0).random(SHAPE) < 0.2
+    voxels[bad] = np.inf
+    turned, affine = reoriented(voxels, AFFINE, order)
+
+    volume = quietly(put(tmp_path, "case.nii", nifti(turned, affine)))
+
+    assert volume.unusable is not None
+    assert (volume.unusable[0] == bad).all()
+    assert (np.isnan(volume.measurable()[0]) == bad).all()
+    assert (volume.measurable()[0][~bad] == voxels[~bad]).all()
+    assert np.isfinite(volume.voxels).all()
+
+
+def test_a_sound_volume_is_measured_as_it_is(tmp_path):
+    volume = read_volume(put(tmp_path, "case.nii", nifti(scan())))
+
+    assert volume.unusable is None
+    assert volume.measurable() is volume.voxels
+
+
+def test_no_memory_left_is_an_error_of_the_file(tmp_path, monkeypatch):
+    def nothing_left(*_):
+        raise MemoryError
+
+    path = put(tmp_path, "case.nii", nifti(scan()))
+    monkeypatch.setattr("mim3d.data.files.layout.flip_in_place", nothing_left)
+
+    with pytest.raises(VolumeError, match="not enough memory") as caught:
+        read_volume(path)
+
+    assert caught.value.code == "memory"

@@ -237,16 +237,16 @@ def test_a_disk_that_lies_is_found_out_and_the_older_file_stays(tmp_path, monkey
     volume = read_volume(put(tmp_path, "case.nii", nifti(scan())))
     write_label(tmp_path / name, np.ones(volume.shape, np.uint8), volume)
     before = (tmp_path / name).read_bytes()
-    compare = writing_module._compare
+    reads_back = writing_module._reads_back
 
     def corrupted(path, *rest, **options):
         raw = bytearray(path.read_bytes())
         raw[len(raw) // 2] ^= 1
         path.write_bytes(raw)
-        compare(path, *rest, **options)
+        return reads_back(path, *rest, **options)
 
-    monkeypatch.setattr(writing_module, "_compare", corrupted)
-    with pytest.raises(ResourceError, match="did not give back"):
+    monkeypatch.setattr(writing_module, "_reads_back", corrupted)
+    with pytest.raises(ResourceError, match="does not read back"):
         write_label(tmp_path / name, scan() % 5, volume)
 
     assert (tmp_path / name).read_bytes() == before

@@ -19,6 +19,7 @@ from mim3d.config.sections import (
     TrainingConfig,
 )
 from mim3d.config.verbs import BenchmarkConfig, ConvergenceConfig, FinetuneConfig, PretrainConfig
+from mim3d.data.store.layout import write_record
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Silent
 from mim3d.training.lock import FolderLock
@@ -304,12 +305,13 @@ def test_signs_of_a_store_change_with_what_it_holds(tmp_path):
     assert follows.store_signs(str(store)) == first
     assert follows.store_signs(None) is None
     manifest = json.loads((store / "manifest.json").read_text())
+    del manifest["checksum"]
     manifest["cases"][3]["part"] = "test"
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    write_record(store / "manifest.json", manifest)
     moved = follows.store_signs(str(store))
     assert [name for name in first if first[name] != moved[name]] == ["cases"]
     manifest["preparation"]["body_margin_mm"] = 77.0
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    write_record(store / "manifest.json", manifest)
     assert follows.store_signs(str(store))["preparation"] != first["preparation"]
 
 

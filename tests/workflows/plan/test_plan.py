@@ -247,6 +247,20 @@ def test_a_loss_that_looks_at_voxels_is_planned_with_the_librarys_own(loss: Any)
     assert facts(own)["assumptions"] == []
 
 
+def test_several_sizes_and_dropped_air_are_planned_as_the_most_they_can_need() -> None:
+    several = replace(DATA, crop_size=(8, 8, 8), crop_sizes=((8, 16, 8), DATA.crop_size))
+    objective = replace(MASKED.objective, drop_air=True)
+
+    found = facts(replace(MASKED, data=several, objective=objective))
+
+    assert found["flop"] == facts()["flop"]
+    assert found["tokens"] == facts()["tokens"]
+    assert found["assumptions"] == [
+        "every crop has the largest of `data.crop_sizes`",
+        "`objective.drop_air` drops nothing",
+    ]
+
+
 def test_a_gpu_may_be_written_in_capitals() -> None:
     assert facts(gpu="H200")["machine"]["name"] == "H200"
     with pytest.raises(ConfigError, match="`plan.gpu` is `h20`") as caught:
@@ -284,7 +298,7 @@ def test_fsdp_needs_less_memory_than_ddp() -> None:
 
 
 @pytest.mark.parametrize("regions", [None, "brats2021"])
-@pytest.mark.parametrize("decoder", ["unetr", "half", "hybrid", "light"])
+@pytest.mark.parametrize("decoder", ["unetr", "half", "interpolate", "hybrid", "light"])
 def test_every_decoder_is_planned(decoder: Any, regions: str | None) -> None:
     config = FinetunePlanConfig(
         data=DATA,

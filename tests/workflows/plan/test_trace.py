@@ -93,6 +93,37 @@ def test_flop_are_those_of_the_written_out_formulas(
     assert cross.model_flop / 1e9 == pytest.approx(gflop_cross, rel=0.02)
 
 
+def stem_flop(patches: int, width: int) -> int:
+    """Of patches of 16 cubed: three stages of 16, 32 and 64 channels, then boxes to a token."""
+    flop = 2 * 8 * 64 * width
+    for edge, channels, below in ((8, 16, 1), (4, 32, 16), (2, 64, 32)):
+        flop += edge**3 * (2 * 8 * below * channels + 2 * 2 * 27 * channels**2)
+    return patches * flop
+
+
+@pytest.mark.parametrize(("kind", "computed"), [(MaskedAutoencoder, 54), (SimMIM, 216)])
+def test_a_convolutional_stem_costs_its_stages_in_the_patches_that_are_computed(
+    kind: Any, computed: int
+) -> None:
+    plain = masked("tiny", 16, kind)
+    encoder = EncoderConfig(preset="tiny", default_spacing_mm=SPACING, stem="convolutional")
+
+    found = traced(lambda: kind(VolumeViT(encoder), PretextConfig()))
+
+    embedding = 2 * 16**3 * 192
+    expected = traced(plain).forward_flop + stem_flop(computed, 192) - computed * embedding
+    assert found.forward_flop == expected
+
+
+def test_a_stem_over_whole_crops_is_planned_at_its_full_cost() -> None:
+    plain, dense = (
+        traced(segmenter("light", stem=stem), precision="fp32").forward_flop
+        for stem in ("patches", "convolutional")
+    )
+
+    assert dense - plain == stem_flop(216, 192) - 216 * 2 * 16**3 * 192
+
+
 def test_simmim_encodes_all_tokens() -> None:
     n, patch, (width, depth) = 216, 16**3, SIZES["small"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +80,18 @@ def test_the_segmenters_step_is_three_times_its_network():
 
     assert forward > embedding + blocks(8, WIDTH, DEPTH)
     assert step_flop(task, batch) == 2 * (3 * forward - embedding)
+
+
+def test_behind_a_convolutional_stem_only_its_first_map_has_a_cheaper_backward_pass():
+    torch.manual_seed(0)
+    stem = VolumeViT(replace(encoder().config, stem="convolutional"))
+    task = Segmentation(UNETR(stem, 5, DecoderConfig("half")), SegmentationConfig(), 5)
+    batch = batches(1, CPU, side=32, classes=5, rotated=1)[0]
+    first = 2 * 8 * 16 * 16**3  # boxes of 8 voxels to 16 channels, at half resolution
+
+    forward = forward_flop(task.network, batch.voxels)
+
+    assert step_flop(task, batch) == 3 * forward - first
 
 
 def test_a_convolution_is_two_flop_a_weight_and_voxel():

@@ -1,0 +1,109 @@
+"""Which predictions are wanted: one a case, each in its place in the output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mim3d.config.verbs import PredictConfig
+from mim3d.data.cohort import Case, read_cohort
+from mim3d.data.files import content_key
+from mim3d.data.prepare import image_key
+from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.reporting import Reporter
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case and where its prediction goes."""
+
+    case: Case
+    output: Path
+
+    @cached_property
+    def keys(self) -> tuple[str | None, ...]:
+        """Hash of each image's content; None where a file is missing."""
+        return tuple(content_key(path) if path.exists() else None for path in self.case.images)
+
+    @property
+    def source(self) -> str | None:
+        """The key under which a run remembers what it was trained on; None if a file is missing."""
+        if None in self.keys:
+            return None
+        return image_key({"images": [{"key": key} for key in self.keys]})
+
+    def is_there(self, config: PredictConfig) -> bool:
+        """Whether all that is asked for has been written."""
+        wanted = [self.output]
+        wanted += [self.probabilities] if config.inference.save_probabilities else []
+        wanted += [self.picture] if config.pictures else []
+        return all(path.is_file() for path in wanted)
+
+    @property
+    def picture(self) -> Path:
+        """Where its picture goes."""
+        return self.output.parent / "pictures" / f"{self.case.case_id}.png"
+
+    @property
+    def probabilities(self) -> Path:
+        """Where its probabilities go."""
+        return self.output.with_name(self.output.name.replace(".nii.gz", "_probabilities.nii.gz"))
+
+
+def jobs_of(inputs: Sequence[str], folder: Path) -> list[Job]:
+    """The cases of all inputs, in their order.
+
+    Raises:
+        ConfigError: there is none; two share a name; one would leave the folder or overwrite its
+            own input.
+    """
+    if not inputs:
+        raise ConfigError(
+            "there is no input to predict",
+            remedy="name files, DICOM folders or a folder of images after the run",
+            code="no-input",
+        )
+    jobs: dict[str, Job] = {}
+    for source in inputs:
+        for case in read_cohort(source).cases:
+            job = Job(case, folder / f"{case.case_id}.nii.gz")
+            if not _lies_in(job.output, folder):
+                raise ConfigError(
+                    f"`{case.case_id!r}` is no name of a file in the output folder", code="name"
+                )
+            if job.output.name in jobs:
+                raise ConfigError(
+                    f"two inputs would both become `{job.output.name}`",
+                    remedy="predict them into different folders",
+                    code="same-name",
+                )
+            if any(job.output.resolve() == image.resolve() for image in case.images):
+                raise ConfigError(
+                    f"the prediction of `{case.case_id}` would overwrite its own input",
+                    remedy="choose another --out",
+                    code="overwrites-input",
+                )
+            jobs[job.output.name] = job
+    return list(jobs.values())
+
+
+def warn_of_training_cases(
+    jobs: Sequence[Job], trained: Collection[str], reporter: Reporter
+) -> None:
+    """Warns of inputs that the runs were trained on."""
+    seen = [job.case.case_id for job in jobs if job.source in trained]
+    if seen:
+        reporter.warn(
+            f"{len(seen)} of {len(jobs)} inputs were trained on, their Dice will flatter: "
+            f"{', '.join(seen[:5])}{' ...' if len(seen) > 5 else ''}"
+        )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a name, and what it may be a link to, is a plain one in the folder."""
+    try:
+        return path.resolve().parent == folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a NUL, half a letter
+        return False
