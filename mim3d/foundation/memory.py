@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from mim3d.foundation.errors import UserError
 
 KINDS = frozenset({"MemoryError", "OutOfMemoryError"})
 WORDS = (
@@ -34,6 +36,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, ImportError):
         return "failed to map segment" in text  # a library that is loaded only now
     return isinstance(error, RuntimeError | OSError) and any(words in text for words in WORDS)
+
+
+@contextlib.contextmanager
+def lack_told(sentence: Callable[[], UserError]) -> Iterator[None]:
+    """Turns a lack of memory in the block into a sentence; a person's own errors pass as they are.
+
+    Args:
+        sentence: made when memory ran out, and raised in place of what a library said.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise sentence() from error
 
 
 def resident_bytes() -> int | None:

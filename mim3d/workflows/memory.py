@@ -16,9 +16,9 @@ import torch
 
 from mim3d.config.plan import FinetunePlanConfig, PretrainPlanConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
-from mim3d.foundation.errors import ResourceError, UserError
+from mim3d.foundation.errors import ResourceError
 from mim3d.foundation.machine import available_bytes
-from mim3d.foundation.memory import gigabytes, is_out_of_memory
+from mim3d.foundation.memory import gigabytes, lack_told
 from mim3d.foundation.reporting import Reporter
 from mim3d.training.fabric import choose_device, choose_precision, processes
 from mim3d.workflows.plan.arithmetic import Sharing, checkpoint_bytes
@@ -130,15 +130,11 @@ def within_memory(config: PretrainConfig | FinetuneConfig, reporter: Reporter) -
     reporter.say(str(need))
     if need.device == "cpu" and need.free is not None and need.free < SLACK * need.total:
         raise ResourceError(f"memory does not suffice: {need}", remedy=REMEDY, code="out-of-memory")
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
+    with lack_told(
+        lambda: ResourceError(
             f"memory ran out, the last checkpoint stays: {need}",
             remedy=REMEDY,
             code="out-of-memory",
-        ) from error
+        )
+    ):
+        yield

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from mim3d.foundation.atomic import make_folder, sweep, write_json
 from mim3d.foundation.disk import check_there, check_written
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import DiskError, ExitCode, ResourceError, UserError
-from mim3d.foundation.memory import gigabytes, is_out_of_memory
+from mim3d.foundation.memory import gigabytes, lack_told
 from mim3d.foundation.reporting import PlainReporter, Reporter, duration
 from mim3d.inference import predict as inference
 from mim3d.inference.forecast import Forecast
@@ -148,7 +147,7 @@ class _Work:
             left = f", {duration(spent / done * (total - done))} left" if done else ""
             self.reporter.progress(done, total, f"{job.case.case_id}: {done} of {total}{left}")
             try:
-                with explaining(self.forecast):
+                with lack_told(partial(_lack, self.forecast)):
                     self._predict(job)
             except DiskError:
                 raise
@@ -207,28 +206,16 @@ class _Work:
         return replace(result, facts={**result.facts, "plans": plans})
 
 
-@contextlib.contextmanager
-def explaining(forecast: Forecast) -> Iterator[None]:
-    """Turns a lack of memory into one sentence with what was planned.
-
-    Raises:
-        ResourceError: in place of whatever a library raised for want of memory.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        planned = forecast.needs[-1].peak_bytes if forecast.needs else None
-        said = "" if planned is None else f": about {gigabytes(planned)} are needed"
-        raise ResourceError(
-            f"memory does not suffice{said}",
-            remedy="take a smaller `--inference.window` or `--inference.windows_per_batch`, or a "
-            "machine with more memory",
-            code="out-of-memory",
-        ) from error
+def _lack(forecast: Forecast) -> ResourceError:
+    """What is said where memory ran out, with what was planned."""
+    planned = forecast.needs[-1].peak_bytes if forecast.needs else None
+    said = "" if planned is None else f": about {gigabytes(planned)} are needed"
+    return ResourceError(
+        f"memory does not suffice{said}",
+        remedy="take a smaller `--inference.window` or `--inference.windows_per_batch`, or a "
+        "machine with more memory",
+        code="out-of-memory",
+    )
 
 
 def _draw(job: Job, volume: Volume, labels: Volume, segmenter: Segmenter) -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.foundation.memory import gigabytes, is_out_of_memory, resident_bytes, watched
+from mim3d.foundation.errors import ResourceError, VolumeError
+from mim3d.foundation.memory import (
+    gigabytes,
+    is_out_of_memory,
+    lack_told,
+    resident_bytes,
+    watched,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +68,16 @@ def test_what_is_held_in_a_block_is_seen_though_it_is_given_back() -> None:
 
 def test_bytes_are_said_as_a_person_says_them() -> None:
     assert [gigabytes(b) for b in (64e7, 3.24e9, 110e9)] == ["640 MB", "3.2 GB", "110 GB"]
+
+
+def test_a_lack_of_memory_becomes_the_sentence_and_nothing_else_does() -> None:
+    def sentence() -> ResourceError:
+        return ResourceError("it does not fit", code="out-of-memory")
+
+    for lack in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(ResourceError, match="it does not fit"), lack_told(sentence):
+            raise lack
+    for other in (VolumeError("not finite"), RuntimeError("a bug"), KeyError("k")):
+        with pytest.raises(type(other)) as caught, lack_told(sentence):
+            raise other
+        assert caught.value is other
