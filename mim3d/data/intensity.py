@@ -145,6 +145,28 @@ def measure(
     return _zscore(low, high, float(clipped.mean()), float(clipped.std()), air)
 
 
+def ranged(
+    voxels: NDArray[Any], air: Air, intensity_range: tuple[float, float]
+) -> Normalisation | None:
+    """The normalisation of a channel whose scale is known: low becomes 0, high 1.
+
+    Two values suffice here, as in a binary shape, of which the body is constant.
+
+    Args:
+        voxels: `x y z`; non-finite ones are left out.
+        air: its threshold.
+        intensity_range: low and high.
+
+    Returns:
+        None where the whole volume is constant.
+    """
+    low, high = intensity_range
+    usable = voxels[np.isfinite(voxels)] if voxels.dtype.kind == "f" else voxels
+    if usable.size == 0 or usable.min() == usable.max():
+        return None
+    return Normalisation("window", low, high, air=air.threshold)
+
+
 def _zscore(
     low: float, high: float, mean: float, deviation: float, air: Air
 ) -> Normalisation | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mim3d.config.verbs import PredictConfig
 from mim3d.data.cohort import Case, read_cohort
-from mim3d.data.files import content_key
+from mim3d.data.files import content_key, is_there
 from mim3d.data.prepare import image_key
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Reporter
@@ -21,11 +21,13 @@ class Job:
 
     case: Case
     output: Path
+    channel_names: tuple[str, ...] | None = None
+    """What the source calls its channels, if it does."""
 
     @cached_property
     def keys(self) -> tuple[str | None, ...]:
         """Hash of each image's content; None where a file is missing."""
-        return tuple(content_key(path) if path.exists() else None for path in self.case.images)
+        return tuple(content_key(path) if is_there(path) else None for path in self.case.images)
 
     @property
     def source(self) -> str | None:
@@ -67,8 +69,9 @@ def jobs_of(inputs: Sequence[str], folder: Path) -> list[Job]:
         )
     jobs: dict[str, Job] = {}
     for source in inputs:
-        for case in read_cohort(source).cases:
-            job = Job(case, folder / f"{case.case_id}.nii.gz")
+        cohort = read_cohort(source)
+        for case in cohort.cases:
+            job = Job(case, folder / f"{case.case_id}.nii.gz", cohort.channel_names)
             if not _lies_in(job.output, folder):
                 raise ConfigError(
                     f"`{case.case_id!r}` is no name of a file in the output folder", code="name"

@@ -59,6 +59,9 @@ class Cohort:
         split: name of the split that replaced the source's lists, or None.
         remarks: what the person should know about how the source was read.
         source: what the person typed; for messages, never stored.
+        intensity_range: what becomes 0 and 1 in all volumes, where the source has a scale of its
+            own; None measures each volume.
+        is_framed: whether what lies around the body is part of the data.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Cohort:
     remarks: tuple[str, ...] = ()
     source: str = ""
     split: str | None = None
+    intensity_range: tuple[float, float] | None = None
+    is_framed: bool = False
 
     def __post_init__(self) -> None:
         if not self.cases:

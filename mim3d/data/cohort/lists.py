@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.config.shipped import shipped_folder
+from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import Case, Cohort, listed
 from mim3d.foundation.documents import DocumentError, read_document
 from mim3d.foundation.errors import ConfigError, UserError
@@ -56,7 +57,8 @@ def apply_split(cohort: Cohort, split: Path | str) -> Cohort:
         )
     cases = []
     for case in cohort.cases:
-        wanted_part = chosen.get(case.case_id, rest if case.label is not None else None)
+        is_labelled = case.label is not None or bool(case.targets)
+        wanted_part = chosen.get(case.case_id, rest if is_labelled else None)
         if wanted_part is not None:
             cases.append(_in_part(case, wanted_part))
     name = str(content.get("name", Path(split).stem))
@@ -75,6 +77,26 @@ def hash_ids(cohort: Cohort) -> Cohort:
         for case in cohort.cases
     )
     return replace(cohort, cases=cases)
+
+
+def without_class(cohort: Cohort, value: int) -> Cohort:
+    """The cohort with voxels of this value left out of loss and metrics instead of being a class.
+
+    Raises:
+        ConfigError: the source itself names another value to ignore.
+    """
+    table = cohort.classes
+    if table is None:
+        return cohort
+    if table.ignore_value not in (None, value):
+        raise ConfigError(
+            f"`prepare.ignore_label` is {value}, the source itself ignores {table.ignore_value}",
+            remedy="leave the setting out, or join the two values in the label files",
+            code="ignore-label",
+        )
+    names = dict(zip(table.values, table.names, strict=True))
+    names.pop(value, None)
+    return replace(cohort, classes=ClassTable.from_values(names, names, value))
 
 
 def hashed(name: str) -> str:

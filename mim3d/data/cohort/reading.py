@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from mim3d.data.cohort.archive import read_archive
 from mim3d.data.cohort.cases import Case, Cohort, stem
 from mim3d.data.cohort.dataset_json import read_dataset_json
 from mim3d.data.cohort.folders import is_dicom_folder, read_folder, read_pattern
@@ -18,7 +19,7 @@ def read_cohort(source: Path | str, pattern: str | None = None) -> Cohort:
 
     A source is an MSD `dataset.json` or the folder that holds it, an nnU-Net raw folder, a folder
     of images (with labels beside them or in a folder of their own, or without), a folder or tree of
-    folders of DICOM series, a CSV, or one file.
+    folders of DICOM series, a CSV, a NumPy archive of MedMNIST's form, or one file.
 
     Args:
         source: a file or folder.
@@ -48,6 +49,8 @@ def _read(path: Path, pattern: str | None) -> Cohort:
             return read_dataset_json(path)
         if ending in (".csv", ".tsv"):
             return read_table(path)
+        if ending == ".npz":
+            return read_archive(path)
         return _single(path, "a single file")
     if pattern is not None:
         return read_pattern(path, pattern)

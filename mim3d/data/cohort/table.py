@@ -1,7 +1,8 @@
 """A cohort as a table: a CSV with one row a case.
 
 Columns: `image`, or `image_<contrast>` for each channel; and, where wanted, `case`, `label`,
-`subject`, `list` (training, validation, test) and `target_<name>`. Paths are relative to the file.
+`subject`, `list` (training, validation, test) and `target_<name>`, a number to predict. Paths are
+relative to the file; a row of an archive has one, `archive.npz/train_00017`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Volumes out of files and into them, by the rules of the guarded reader."""
 
 from mim3d.config.read import ReadConfig
+from mim3d.data.files.archive_rows import archive_of, is_there
 from mim3d.data.files.dicom import SeriesSummary, list_series
 from mim3d.data.files.keys import content_key
 from mim3d.data.files.reading import (
@@ -19,8 +20,10 @@ __all__ = [
     "ReadConfig",
     "ReadWarning",
     "SeriesSummary",
+    "archive_of",
     "check_same_grid",
     "content_key",
+    "is_there",
     "list_series",
     "read_geometry",
     "read_label",

@@ -10,6 +10,7 @@ import struct
 from enum import Enum
 from pathlib import Path
 
+from mim3d.data.files.archive_rows import archive_of
 from mim3d.data.files.deflate import GZIP_MAGIC, DeflateStream
 from mim3d.data.files.nifti import find_byte_order, header_of_pair
 from mim3d.data.files.streams import open_regular, read_all
@@ -26,6 +27,7 @@ class Kind(Enum):
     NRRD = "NRRD"
     META = "MetaImage"
     DICOM = "DICOM"
+    ARCHIVE = "NumPy archive"
 
 
 ENDINGS = {
@@ -61,6 +63,8 @@ def kind_of(path: Path) -> tuple[Kind, list[Note]]:
     """
     if path.is_dir():
         return Kind.DICOM, []
+    if archive_of(path) is not None:
+        return Kind.ARCHIVE, []
     partner = header_of_pair(path)
     with open_regular(partner or path) as file:
         start = file.read(LOOK)

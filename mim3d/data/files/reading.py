@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.config.read import ReadConfig
-from mim3d.data.files import dicom, meta_image, nifti, nrrd
+from mim3d.data.files import archive_rows, dicom, meta_image, nifti, nrrd
 from mim3d.data.files.geometry import corners, ras_affine
 from mim3d.data.files.kinds import Kind, kind_of
 from mim3d.data.files.layout import Layout, check_size, read_intensities, read_labels
@@ -29,6 +29,7 @@ OPENERS: dict[Kind, Opened] = {
     Kind.NRRD: nrrd.opened,
     Kind.META: meta_image.opened,
     Kind.DICOM: dicom.opened,
+    Kind.ARCHIVE: archive_rows.opened,
 }
 DEFAULT = ReadConfig()
 SAME_GRID = 0.05
@@ -66,7 +67,8 @@ def read_volume(path: PathLike, read: ReadConfig = DEFAULT) -> Volume:
     """Reads a volume and checks all of it before a voxel is handed out.
 
     NIfTI (1, 2, pairs, `.gz`), Analyze, NRRD, MetaImage, and DICOM (a folder or a file), told by
-    content. The rules stand in `geometry`, `values` and `streams`.
+    content; and rows of a NumPy archive, by their path (`archive_rows`). The rules stand in
+    `geometry`, `values` and `streams`.
 
     Args:
         path: a file, either file of a pair, or a folder that holds one DICOM series.

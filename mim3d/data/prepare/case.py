@@ -14,7 +14,7 @@ from mim3d.config.read import ReadConfig
 from mim3d.config.verbs import PreparationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort import Case
-from mim3d.data.files import ReadWarning, check_same_grid, read_pair, read_volume
+from mim3d.data.files import ReadWarning, check_same_grid, is_there, read_pair, read_volume
 from mim3d.data.prepare.volume import VolumeRule, prepare_volume, with_notes
 from mim3d.data.resample import resample_to
 from mim3d.data.store.writing import PreparedCase
@@ -34,7 +34,8 @@ def prepare_case(
     Args:
         case: which files.
         rule: what a store holds of a volume.
-        classes: the source's class table; None takes the values found as classes.
+        classes: the source's class table; None takes the values found as classes, but for
+            `config.ignore_label`.
         config: how files are joined.
         read: how files are read.
 
@@ -48,7 +49,9 @@ def prepare_case(
         volume, label = _read(case, classes, config, read)
     if label is None:
         return prepare_volume(volume, rule, case_id=case.case_id)
-    table = classes or ClassTable.from_values(np.unique(label.voxels.ravel(order="K")))
+    table = classes or ClassTable.from_values(
+        np.unique(label.voxels.ravel(order="K")), ignore_value=config.ignore_label
+    )
     indices = table.to_index(label.voxels[0])
     prepared = prepare_volume(volume, rule, indices, table.values, case.case_id)
     return with_notes(prepared, tuple(_of_label(note) for note in label.notes))
@@ -76,7 +79,7 @@ def _read(
         return read_images(case.images, align=config.align_channels, read=read), None
     _check_there((*case.images, case.label))
     values = None if classes is None else classes.values
-    ignore = None if classes is None else classes.ignore_value
+    ignore = config.ignore_label if classes is None else classes.ignore_value
     first, label = read_pair(
         case.images[0], case.label, config.trust_image_grid, values, ignore, read
     )
@@ -85,7 +88,7 @@ def _read(
 
 def _check_there(paths: Sequence[Path]) -> None:
     for path in paths:
-        if not os.path.exists(path):  # also where the share it lies on does not answer
+        if not is_there(path):
             raise VolumeError(
                 "it does not exist", where=os.fspath(path), remedy="check the source's list",
                 code="missing-file",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.config.verbs import PreparationConfig, PrepareConfig
-from mim3d.data.cohort import Case, Cohort, apply_split, hash_ids, read_cohort
+from mim3d.data.classes import MAX_VALUE
+from mim3d.data.cohort import Case, Cohort, apply_split, hash_ids, read_cohort, without_class
+from mim3d.data.files import is_there
 from mim3d.data.prepare.earlier import seems_kept
 from mim3d.data.prepare.job import Work, refuse
+from mim3d.data.prepare.keys import noted
 from mim3d.data.prepare.memory import processes_for
 from mim3d.data.prepare.modality import decided
 from mim3d.data.prepare.pool import run
@@ -99,6 +101,10 @@ def prepare_store(
     settings = config.prepare
     _check(settings)
     cohort = source if isinstance(source, Cohort) else read_cohort(source, settings.pattern)
+    settings = _settled(settings, cohort)
+    config = replace(config, prepare=settings)
+    if settings.ignore_label is not None:
+        cohort = without_class(cohort, settings.ignore_label)
     if settings.split is not None:
         cohort = apply_split(cohort, settings.split)
     if settings.case_ids == "hashed":
@@ -136,6 +142,10 @@ def _check(settings: PreparationConfig) -> None:
         wrong = "`prepare.window_hu` is a lower and a higher value"
     elif not 0 <= first < last <= 100:
         wrong = "`prepare.clip_percentiles` are two rising numbers from 0 to 100"
+    elif settings.intensity_range and not settings.intensity_range[0] < settings.intensity_range[1]:
+        wrong = "`prepare.intensity_range` is a lower and a higher value"
+    elif settings.ignore_label is not None and not 1 <= settings.ignore_label <= MAX_VALUE:
+        wrong = f"`prepare.ignore_label` lies between 1 and {MAX_VALUE}"
     elif settings.body_margin_mm < 0:
         wrong = "`prepare.body_margin_mm` is not negative"
     elif not 0 <= settings.validation_fraction < 1:
@@ -144,6 +154,16 @@ def _check(settings: PreparationConfig) -> None:
         wrong = "`prepare.workers` is not negative"
     if wrong:
         raise ConfigError(wrong)
+
+
+def _settled(settings: PreparationConfig, cohort: Cohort) -> PreparationConfig:
+    """The settings, with the cohort's word where the person has none."""
+    crop = settings.crop_to_body
+    return replace(
+        settings,
+        crop_to_body=not cohort.is_framed if crop is None else crop,
+        intensity_range=settings.intensity_range or cohort.intensity_range,
+    )
 
 
 def _check_same_cohort(folder: Path, cohort: Cohort) -> None:
@@ -175,7 +195,7 @@ def _check_some_are_there(folder: Path, cohort: Cohort) -> None:
         return
     for case in cohort.cases:
         files = [*case.images, *([] if case.label is None else [case.label])]
-        if all(map(os.path.exists, files)):
+        if all(map(is_there, files)):
             return
     raise UserError(
         f"of all {len(cohort.cases)} case(s) of the source files are missing; the store stays as "
@@ -188,7 +208,7 @@ def _check_some_are_there(folder: Path, cohort: Cohort) -> None:
 def _work(folder: Path, cohort: Cohort, config: PrepareConfig, reporter: Reporter) -> Work:
     settings = config.prepare
     kept = ("workers", "verify", "keep_paths", "split")
-    preparation = {k: v for k, v in asdict(settings).items() if k not in kept}
+    preparation = {k: v for k, v in noted(settings).items() if k not in kept}
     preparation["read"] = asdict(config.read)
     facts = cohort_facts(cohort, preparation)
     work = Work(folder, settings, config.read, cohort.classes, cohort.modalities, facts)

@@ -6,12 +6,12 @@ Everything in and out is JSON, so that a process of its own needs no pickle.
 from __future__ import annotations
 
 import json
-import os
 import re
 import traceback
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from mim3d.config.read import ReadConfig
 from mim3d.config.verbs import PreparationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort import Case
-from mim3d.data.files import ReadWarning, read_volume
+from mim3d.data.files import ReadWarning, is_there, read_volume
 from mim3d.data.intensity import infer_modality
 from mim3d.data.prepare.case import prepare_case
 from mim3d.data.prepare.earlier import NOT_RENEWED, PASSING, is_kept, standing, stored_sidecar
 from mim3d.data.prepare.keys import (
     case_key,
     image_key,
+    noted,
     preparation_key,
     sign,
     source_state,
@@ -60,7 +61,7 @@ class Work:
     cohort: Mapping[str, Any]
     spare_bytes: int | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of everything besides the files that decides what a case becomes."""
         return preparation_key(self.config, self.read, self.classes, self.modalities)
@@ -68,7 +69,7 @@ class Work:
     @property
     def rule(self) -> VolumeRule:
         """What the store holds of a volume."""
-        return VolumeRule.from_json({**asdict(self.config), "modalities": self.modalities})
+        return VolumeRule.from_json({**noted(self.config), "modalities": self.modalities})
 
     def as_json(self) -> dict[str, Any]:
         """For the way to another process."""
@@ -201,7 +202,7 @@ def refuse(
 def _prepare_or_keep(case: Case, work: Work) -> dict[str, Any]:
     old = stored_sidecar(work.folder, case.case_id)
     paths = [*case.images, *([] if case.label is None else [case.label])]
-    if not all(map(os.path.exists, paths)):
+    if not all(map(is_there, paths)):
         # The one check that comes before hashing; `prepare_case` has the words for it.
         prepare_case(case, work.rule, work.classes, work.config, work.read)
     state = source_state(case, None if old is None else old.get("source"), work.config.verify)

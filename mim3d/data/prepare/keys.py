@@ -17,12 +17,15 @@ from mim3d.config.read import ReadConfig
 from mim3d.config.verbs import PreparationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort import Case
-from mim3d.data.files import content_key
+from mim3d.data.files import archive_of, content_key, is_there
 from mim3d.data.store.layout import FORMAT, digest
 
 NOT_CONTENT = ("workers", "verify", "keep_paths", "pattern", "validation_fraction", "split",
                "case_ids")  # fmt: skip
 """Settings that change no case's content."""
+
+LATER = ("intensity_range", "ignore_label")
+"""Settings that came when there were stores: none is as if there were no such setting."""
 
 RULES = 2
 """Raised with every change of the code that makes another case of the same file and settings.
@@ -41,10 +44,15 @@ def preparation_key(
     modalities: tuple[str | None, ...] | None,
 ) -> str:
     """Hash of everything besides the files that decides what a case becomes."""
-    settings = {k: v for k, v in asdict(config).items() if k not in NOT_CONTENT}
+    settings = {k: v for k, v in noted(config).items() if k not in NOT_CONTENT}
     values = None if classes is None else [*classes.values, classes.ignore_value]
     geometry = {"geometry": read.geometry, "series": read.series}
     return digest([FORMAT, RULES, settings, geometry, values, modalities])
+
+
+def noted(config: PreparationConfig) -> dict[str, Any]:
+    """The settings as stores note them."""
+    return {k: v for k, v in asdict(config).items() if v is not None or k not in LATER}
 
 
 def source_state(case: Case, stored: Mapping[str, Any] | None, verify: bool) -> dict[str, Any]:
@@ -88,9 +96,10 @@ def sign(path: Path) -> str:
     return whole.hexdigest()
 
 
-def size(path: Path) -> int:
-    """Bytes of a file, of a pair, or of a DICOM folder; 0 where nothing is."""
-    return sum(os.stat(file).st_size for file in _files(path)) if path.exists() else 0
+def size(*paths: Path) -> int:
+    """Bytes of files, pairs, DICOM folders and archives, each once; 0 where nothing is."""
+    files = dict.fromkeys(file for path in paths if is_there(path) for file in _files(path))
+    return sum(os.stat(file).st_size for file in files)
 
 
 def _state(path: Path, known: Mapping[str, Any] | None, verify: bool) -> dict[str, str]:
@@ -102,6 +111,9 @@ def _state(path: Path, known: Mapping[str, Any] | None, verify: bool) -> dict[st
 
 
 def _files(path: Path) -> list[Path]:
+    archive = archive_of(path)
+    if archive is not None:
+        return [archive]
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
     name = path.name.lower()

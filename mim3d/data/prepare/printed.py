@@ -20,7 +20,7 @@ def plan_lines(
 ) -> Iterator[str]:
     """What will be done, and with how much."""
     labelled = sum(case.label is not None for case in cohort.cases)
-    mib = sum(size(path) for case in cohort.cases for path in case.images) / 2**20
+    mib = size(*(path for case in cohort.cases for path in case.images)) / 2**20
     channels = ", ".join(cohort.channel_names or ()) or "channels as the files have them"
     yield (
         f"{cohort.name or cohort.source}: {len(cohort.cases)} case(s), {labelled} with labels, "
@@ -50,6 +50,7 @@ def fingerprint_lines(folder: Path, fingerprint: Mapping[str, Any]) -> Iterator[
     for name, channel in zip(manifest["channel_names"], fingerprint["channels"], strict=True):
         yield _channel(name, channel)
     yield from _classes(fingerprint["classes"], fingerprint["labelled"])
+    yield from map(_target, fingerprint.get("targets", ()))
     yield _lists(manifest)
     if fingerprint["notes"]:
         notes = ", ".join(f"{code} ({count})" for code, count in fingerprint["notes"].items())
@@ -77,8 +78,9 @@ def _thick(axes: Mapping[str, int]) -> str:
 
 def _channel(name: str, channel: Mapping[str, Any]) -> str:
     low, high = channel["low"]["median"], channel["high"]["median"]
-    if channel["modality"] == "ct":
-        text = f"{name}: CT, {low:g} to {high:g} HU become 0 to 1"
+    if "mean" not in channel:
+        word, unit = ("CT", " HU") if channel["modality"] == "ct" else (channel["modality"], "")
+        text = f"{name}: {word}, {low:g} to {high:g}{unit} become 0 to 1"
     else:
         mean, deviation = channel["mean"]["median"], channel["deviation"]["median"]
         text = (
@@ -101,6 +103,17 @@ def _classes(rows: Sequence[Mapping[str, Any]], labelled: int) -> Iterator[str]:
             f"  {row['value']} {row['name']}: in {row['cases']} of {labelled} case(s), "
             f"{row['share']:.3%} of voxels{ml}"
         )
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    known = f"target {row['name']}: known of {row['cases']} case(s)"
+    if 0 < len(row["classes"]) <= SHOWN_CLASSES:
+        counts = ", ".join(f"{value} ({count})" for value, count in row["classes"].items())
+        return f"{known}, {counts}"
+    if row["classes"]:
+        return f"{known}, {len(row['classes'])} classes"
+    values = row["values"]
+    return f"{known}, {values['min']:.4g} to {values['max']:.4g}, median {values['median']:.4g}"
 
 
 def _lists(manifest: Mapping[str, Any]) -> str:

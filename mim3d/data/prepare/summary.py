@@ -14,7 +14,7 @@ from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import Cohort
 from mim3d.data.prepare.earlier import NOT_RENEWED
 from mim3d.data.splits import held_out
-from mim3d.data.store.entry import sidecar_fields
+from mim3d.data.store.entry import sidecar_fields, target_classes
 from mim3d.data.store.layout import (
     FINGERPRINT,
     FORMAT,
@@ -139,7 +139,8 @@ def _classes(cohort: Mapping[str, Any], good: Sequence[Mapping[str, Any]]) -> Cl
     if cohort["classes"] is not None:
         return ClassTable.from_json(cohort["classes"])
     found = {v for s in good if s["class_values"] is not None for v in s["class_values"]}
-    return ClassTable.from_values(found) if found else None
+    ignore = cohort["preparation"].get("ignore_label")
+    return ClassTable.from_values(found, ignore_value=ignore) if found else None
 
 
 def _modalities(good: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -164,8 +165,7 @@ def _who_decided(cohort: Mapping[str, Any]) -> str:
 def _entries(good: Sequence[Mapping[str, Any]], cohort: Mapping[str, Any]) -> list[dict[str, Any]]:
     judging: frozenset[str] = frozenset()
     if not cohort["has_validation"]:
-        labelled = {s["subject_id"] for s in good
-                    if s["class_values"] is not None and s["part"] == "training"}  # fmt: skip
+        labelled = {s["subject_id"] for s in _labelled(good) if s["part"] == "training"}
         judging = held_out(labelled, float(cohort["preparation"]["validation_fraction"]))
     return [
         {
@@ -177,6 +177,12 @@ def _entries(good: Sequence[Mapping[str, Any]], cohort: Mapping[str, Any]) -> li
         }
         for s in good
     ]
+
+
+def _labelled(good: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The cases with label maps; in a cohort without any, those with targets."""
+    mapped = [s for s in good if s["class_values"] is not None]
+    return mapped or [s for s in good if s["targets"]]
 
 
 def _fingerprint(
@@ -196,13 +202,15 @@ def _fingerprint(
         "body_share": _spread([f["body_share"] for f in facts]),
         "channels": [_channel(facts, number, kind) for number, kind in enumerate(modalities)],
         "classes": [] if classes is None else _class_rows(good, classes),
+        **_targets(good),
         "notes": dict(notes.most_common()),
     }  # fmt: skip
 
 
 def _channel(facts: Sequence[Mapping[str, Any]], number: int, modality: str) -> dict[str, Any]:
     maps = [f["normalisation"][number] for f in facts]
-    fields = ("low", "high") if modality == "ct" else ("low", "high", "mean", "deviation")
+    ends = ("low", "high")
+    fields = ends if maps[0]["kind"] == "window" else (*ends, "mean", "deviation")
     return {
         "modality": modality,
         **{name: _spread([m[name] for m in maps]) for name in fields},
@@ -228,6 +236,24 @@ def _class_rows(good: Sequence[Mapping[str, Any]], classes: ClassTable) -> list[
             }
         )
     return rows
+
+
+def _targets(good: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`targets`: in how many cases each is known, its spread, and how often each class of it is."""
+    names = dict.fromkeys(name for s in good for name in s["targets"])
+    rows = []
+    for name in names:
+        values = [s["targets"][name] for s in good if name in s["targets"]]
+        classes = target_classes(values)
+        rows.append(
+            {
+                "name": name,
+                "cases": len(values),
+                "values": _spread(values),
+                "classes": {f"{value:g}": values.count(value) for value in classes},
+            }
+        )
+    return {"targets": rows} if rows else {}
 
 
 def _extent(shapes: Sequence[Any], spacings: Sequence[Any]) -> dict[str, Any]:

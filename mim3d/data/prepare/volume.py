@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.data.body import Air, Modality, body_box, body_mask, find_air
-from mim3d.data.intensity import Normalisation, infer_modality, measure
+from mim3d.data.intensity import Normalisation, infer_modality, measure, ranged
 from mim3d.data.resample import (
     UNCHANGED,
     extent,
@@ -52,6 +52,7 @@ class VolumeRule:
         interpolation: between voxels.
         window_hu: what becomes 0 to 1 in CT.
         clip_percentiles: of the body, in other modalities.
+        intensity_range: what becomes 0 and 1, whatever the modality; None measures.
         crop_to_body: cut away air around the body.
         body_margin_mm: air that stays.
     """
@@ -63,12 +64,13 @@ class VolumeRule:
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
     crop_to_body: bool = True
     body_margin_mm: float = 5.0
+    intensity_range: tuple[float, float] | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> VolumeRule:
         """The rule of a store, from its `preparation`."""
         names = cls.__dataclass_fields__
-        fields = {name: stored[name] for name in names if name in stored}
+        fields = {name: stored[name] for name in names if stored.get(name) is not None}
         tuples = {n: tuple(v) for n, v in fields.items() if isinstance(v, list)}
         return cls(**{**fields, **tuples})
 
@@ -100,7 +102,8 @@ def prepare_volume(
     airs = tuple(map(find_air, measurable, modalities))
     body = body_mask(measurable, airs)
     share = float(body.mean())
-    if share < LEAST_BODY:
+    # A shape may be as thin as a vessel; a scan with so little body is none.
+    if share < LEAST_BODY and (rule.intensity_range is None or not share):
         raise VolumeError(
             f"the body fills {share:.2%} of the volume, less than one voxel in a thousand",
             remedy="check the file, and the modality (`--prepare.modality`)",
@@ -170,7 +173,10 @@ def _measured(
 ) -> tuple[Normalisation, ...]:
     measured = []
     for number, (channel, air, modality) in enumerate(zip(voxels, airs, modalities, strict=True)):
-        found = measure(channel, air, modality, rule.window_hu, rule.clip_percentiles)
+        if rule.intensity_range is None:
+            found = measure(channel, air, modality, rule.window_hu, rule.clip_percentiles)
+        else:
+            found = ranged(channel, air, rule.intensity_range)
         if found is None:
             which = f"channel {number} is" if len(voxels) > 1 else "it is"
             raise VolumeError(

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 PARTS = ("training", "validation", "test")
+
+
+MOST_CLASSES = 100
+"""Distinct values of a target beyond which they are no classes."""
+
+
+def target_classes(values: Iterable[float]) -> tuple[float, ...]:
+    """The distinct values of a target, rising, where they are whole and few; else none."""
+    distinct = sorted(set(values))
+    few = len(distinct) <= MOST_CLASSES
+    return tuple(distinct) if few and all(value == round(value) for value in distinct) else ()
 
 
 def sidecar_fields(sidecar: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +83,12 @@ class StoreEntry:
             and type(entry.has_label) is bool
             and type(entry.bytes) is int
             and isinstance(entry.targets, dict)
+            and all(_is_number(value) for value in entry.targets.values())
         )
         if not is_one:
             raise ValueError("no case of a store")
         return entry
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
