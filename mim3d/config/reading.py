@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from mim3d.config.removed import gone, is_dropped, removed
 from mim3d.config.shipped import locate
 from mim3d.config.tree import hints, is_section, nearest, settings, similar, title, value_of
 from mim3d.config.values import (
@@ -117,7 +118,11 @@ def from_mapping(mapping: Mapping[str, Any], kind: type[Config], *, where: str) 
         where: what the mapping was taken from, for messages.
     """
     place = f" in {where}"
-    entries = {key: Entry(value, place) for key, value in _flat(mapping, kind)}
+    entries = {
+        key: Entry(value, place)
+        for key, value in _flat(mapping, kind)
+        if not is_dropped(key, value, title(kind), place)
+    }
     for key in entries:
         check_key(key, kind, place)
     return built(kind(), entries)
@@ -233,7 +238,7 @@ class Section:
             if is_section(hint):
                 below = dataclasses.replace(self, prefix=f"{key}.")
                 yield from below.entries(value, hint)
-            else:
+            elif not is_dropped(key, _plain(value), title(self.root), place):
                 check_key(key, self.root, place)
                 yield key, Entry(_plain(value), place)
 
@@ -332,6 +337,8 @@ def check_key(key: str, kind: type, place: str = "") -> None:
     """
     if key in settings(kind):
         return
+    if known := removed(key, title(kind)):
+        raise gone(key, known, place)
     shown, section = _shown(key), key.rpartition(".")[0]
     owner = f"`{section}`" if section in hints(kind) else f"`mim3d {title(kind)}`"
     if is_section(hints(kind).get(key)):

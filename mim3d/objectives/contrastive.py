@@ -12,7 +12,7 @@ from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
-from mim3d.objectives.contrastive_losses import nt_xent, vicreg
+from mim3d.objectives.contrastive_losses import chance, nt_xent, vicreg
 from mim3d.objectives.gathering import gathered, rank_offset, world
 from mim3d.objectives.heads import Projector, pooled
 from mim3d.objectives.health import embedding_logs
@@ -127,6 +127,12 @@ class TwoViews(Task):
         every = self._every(ours)
         return (ours[:, None] == every) & (ours[:, None] != UNKNOWN)
 
+    def _itself(self, same: Tensor) -> Tensor:
+        """Where each of our crops stands among those of all processes, `b n` bool."""
+        b, n = same.shape
+        rows = torch.arange(b, device=same.device) + self._first_row(b)
+        return rows[:, None] == torch.arange(n, device=same.device)
+
 
 class SimCLR(TwoViews):
     """NT-Xent between all views of the global batch (Chen et al., arXiv:2002.05709).
@@ -137,9 +143,10 @@ class SimCLR(TwoViews):
     def loss(
         self, features: Tensor, batch: CropBatch, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """NT-Xent, and how far embeddings are from collapse."""
+        """NT-Xent, that of guessing, and how far embeddings are from collapse."""
         one, two = self._projected(features).chunk(2)
         every_one, every_two = self._every(one), self._every(two)
+        same = self._same_case(batch)
         loss = nt_xent(
             one,
             two,
@@ -147,9 +154,11 @@ class SimCLR(TwoViews):
             every_one=every_one,
             every_two=every_two,
             first=self._first_row(len(one)),
-            same=self._same_case(batch),
+            same=same,
         )
-        return loss, projector_logs(one)
+        # The other view of the crop, and both views of each that is told from it.
+        others = (~(same | self._itself(same))).sum(dim=1)
+        return loss, {"chance": chance(2 * others + 1), **projector_logs(one)}
 
 
 class VICReg(TwoViews):

@@ -53,6 +53,17 @@ def info_nce(
         return F.cross_entropy(logits, positive)
 
 
+def chance(candidates: Tensor) -> Tensor:
+    """The InfoNCE of queries to which all their candidates are alike, a float32 scalar.
+
+    `mean_i ln k_i`: a network that ends there has learnt nothing of its task, or has collapsed.
+
+    Args:
+        candidates: `a`, k: the number of keys that each query chooses from, its own included.
+    """
+    return candidates.float().log().mean()
+
+
 def nt_xent(
     one: Tensor,
     two: Tensor,

@@ -10,7 +10,7 @@ from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.contrastive import TwoViews, projector_logs
-from mim3d.objectives.contrastive_losses import byol, info_nce
+from mim3d.objectives.contrastive_losses import byol, chance, info_nce
 from mim3d.objectives.heads import Predictor, Projector, pooled
 from mim3d.objectives.teacher import Teacher
 
@@ -98,14 +98,16 @@ class MoCoV3(Momentum):
     def loss(
         self, features: Tensor, batch: CropBatch, moment: Moment
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """InfoNCE in both directions, each times 2 T as in the authors' code."""
+        """InfoNCE in both directions, each times 2 T as in the authors' code; that of guessing."""
         predicted, taught, logs = self._predicted_and_taught(features, batch)
         (one, two), (first, second) = predicted.chunk(2), taught.chunk(2)
         b, temperature = len(one), self.config.temperature
         keys = self._every(first), self._every(second)
         positive = torch.arange(b, device=one.device) + self._first_row(b)
-        itself = positive[:, None] == torch.arange(len(keys[0]), device=one.device)
-        excluded = self._same_case(batch) & ~itself
+        same = self._same_case(batch)
+        excluded = same & ~self._itself(same)
         found = info_nce(one, keys[1], positive, temperature, excluded)
         found = found + info_nce(two, keys[0], positive, temperature, excluded)
+        guessed = 2 * chance((~excluded).sum(dim=1))
+        logs["chance"] = 2 * temperature * guessed
         return 2 * temperature * found, logs

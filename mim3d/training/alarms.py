@@ -19,10 +19,17 @@ TOLERATED_SHARE = 0.01
 """Share of a run's steps that may be skipped in all before it stops."""
 LOOKS = (0.01, 0.05, 0.20)
 """Shares of the run at which the loss is compared with predicting the mean."""
+GUESS_LOOKS = (0.25, 0.50, 1.0)
+"""Shares of the run at which the loss is compared with guessing."""
+GUESS_MARGIN = 0.02
+"""Share of the loss of guessing by which one must lie below it: a collapsed run wavers around it.
+"""
 FLAT = 1e-6
 """Range of a crop, as a share of its values, that is rounding."""
 SMALLEST_STRETCH = 20
 """Steps over which both are averaged, and which any run is given before the first look."""
+FIRST_SHAPES = 150
+"""Steps after the warm-up that are given to learning means, which come before shapes."""
 
 
 @dataclass
@@ -61,17 +68,45 @@ class NonFinite:
             )
 
 
-def looks(steps: int, warmup_steps: int) -> list[int]:
+def looks(
+    steps: int,
+    warmup_steps: int,
+    shares: Iterable[float] = LOOKS,
+    least: int = SMALLEST_STRETCH,
+) -> list[int]:
     """The steps after which a run is asked whether it learns; none in a very short one.
 
     Args:
         steps: updates of the run.
         warmup_steps: before their end nothing is expected.
+        shares: of the run, at which it would be asked but for that.
+        least: steps after the warm-up that it is given in any case.
     """
     if steps < SMALLEST_STRETCH:
         return []
-    earliest = warmup_steps + SMALLEST_STRETCH
-    return sorted({min(max(math.ceil(share * steps), earliest), steps) for share in LOOKS})
+    earliest = warmup_steps + least
+    return sorted({min(max(math.ceil(share * steps), earliest), steps) for share in shares})
+
+
+class _Recent:
+    """Means of some logs over the last steps."""
+
+    def __init__(self, *names: str) -> None:
+        self._stretches = {name: deque[Tensor](maxlen=SMALLEST_STRETCH) for name in names}
+
+    def add(self, logs: Mapping[str, Tensor]) -> None:
+        """Takes those of one step that are there."""
+        for name, stretch in self._stretches.items():
+            if name in logs:
+                stretch.append(logs[name])
+
+    def means(self) -> dict[str, float]:
+        """Of all that came at least once."""
+        return {
+            name: float(torch.stack(list(stretch)).double().mean())
+            for name, stretch in self._stretches.items()
+            if stretch
+        }
 
 
 class MeanPredictor:
@@ -84,27 +119,21 @@ class MeanPredictor:
 
     def __init__(self, steps: int, warmup_steps: int) -> None:
         self.looks = looks(steps, warmup_steps)
-        self._recent: dict[str, deque[Tensor]] = {}
+        self._recent = _Recent("loss", "mean_predictor")
 
     def note(self, logs: Mapping[str, Tensor], step: int) -> str | None:
         """Takes the logs of one step; returns a sentence where one is due.
 
         Args:
-            logs: `loss` and, if the task knows them, `mean_predictor` and `patch_mean_predictor`.
+            logs: `loss` and, if the task knows it, `mean_predictor`.
             step: updates made, this one included.
         """
         if "mean_predictor" not in logs:
             return None
-        for name in ("loss", "mean_predictor", "patch_mean_predictor"):
-            if name in logs:
-                stretch = self._recent.setdefault(name, deque(maxlen=SMALLEST_STRETCH))
-                stretch.append(logs[name])
+        self._recent.add(logs)
         if step not in self.looks:
             return None
-        mean = {
-            name: float(torch.stack(list(values)).double().mean())
-            for name, values in self._recent.items()
-        }
+        mean = self._recent.means()
         loss = mean["loss"]
         if not loss < mean["mean_predictor"]:
             return (
@@ -112,13 +141,89 @@ class MeanPredictor:
                 f"{mean['mean_predictor']:.4g}, that of predicting the mean; look at the "
                 "reconstruction panels and try another `optim.lr`"
             )
-        level = mean.get("patch_mean_predictor", math.inf)
-        if step == self.looks[-1] and not loss < level:
-            return (
-                f"this run knows no more than the mean of each patch so far: at step {step:,} the "
-                f"loss {loss:.4g} is not below {level:.4g}; look at the reconstruction panels"
-            )
         return None
+
+
+class PatchMeans:
+    """Says when all that a pretext task knows of a patch is its mean (row 28).
+
+    Means are learnt first. What is compared is therefore not the loss, which stays high while they
+    are not known, but what would be left of it if they were told.
+
+    Args:
+        steps: updates of the run.
+        warmup_steps: before their end nothing is expected.
+    """
+
+    def __init__(self, steps: int, warmup_steps: int) -> None:
+        self.looks = looks(steps, warmup_steps, LOOKS[-1:], FIRST_SHAPES)
+        self._recent = _Recent("shape_loss", "patch_mean_predictor")
+
+    def note(self, logs: Mapping[str, Tensor], step: int) -> str | None:
+        """Takes the logs of one step; returns a sentence where one is due.
+
+        Args:
+            logs: `shape_loss` and `patch_mean_predictor`, if the task knows them.
+            step: updates made, this one included.
+        """
+        if "shape_loss" not in logs:
+            return None
+        self._recent.add(logs)
+        if step not in self.looks:
+            return None
+        mean = self._recent.means()
+        shape, level = mean["shape_loss"], mean["patch_mean_predictor"]
+        if shape < level:
+            return None
+        return (
+            f"this run knows no more than the mean of each patch so far: at step {step:,} its loss "
+            f"would be {shape:.4g} if it were told those means, and the means alone give "
+            f"{level:.4g}; look at the reconstruction panels"
+        )
+
+
+class Guessing:
+    """Says when a task that finds each crop's other view among others merely guesses.
+
+    Args:
+        steps: updates of the run.
+        warmup_steps: before their end nothing is expected.
+    """
+
+    def __init__(self, steps: int, warmup_steps: int) -> None:
+        self.looks = looks(steps, warmup_steps, GUESS_LOOKS)
+        self._recent = _Recent("loss", "chance")
+
+    def note(self, logs: Mapping[str, Tensor], step: int) -> str | None:
+        """Takes the logs of one step; returns a sentence where one is due.
+
+        Args:
+            logs: `loss` and, if the task compares crops, `chance`.
+            step: updates made, this one included.
+        """
+        if "chance" not in logs:
+            return None
+        self._recent.add(logs)
+        if step not in self.looks:
+            return None
+        mean = self._recent.means()
+        if not is_guessing(mean["loss"], mean["chance"]):
+            return None
+        return (
+            f"this run does not learn: at step {step:,} the loss {mean['loss']:.4g} is not "
+            f"{100 * GUESS_MARGIN:.0f} % below {mean['chance']:.4g}, that of guessing; look at "
+            "`rank` in `log.jsonl`, try another `optim.lr` or a larger `training.batch_size`"
+        )
+
+
+def is_guessing(loss: float, chance: float) -> bool:
+    """Whether a loss is not clearly below that of guessing; not-a-number is not.
+
+    Args:
+        loss: of a contrastive task, a mean over some steps.
+        chance: of the same steps, that of guessing.
+    """
+    return not loss < (1 - GUESS_MARGIN) * chance
 
 
 class Standstill:

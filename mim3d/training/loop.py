@@ -15,7 +15,7 @@ from mim3d.foundation.errors import ConfigError, ProcessLost
 from mim3d.foundation.reporting import PlainReporter, Reporter, Silent
 from mim3d.objectives.base import Task
 from mim3d.training import fabric
-from mim3d.training.alarms import MeanPredictor, NonFinite, Standstill
+from mim3d.training.alarms import Guessing, MeanPredictor, NonFinite, PatchMeans, Standstill
 from mim3d.training.checkpoints import read_state, weights_digest
 from mim3d.training.logs import Means
 from mim3d.training.pace import timed
@@ -154,7 +154,10 @@ class _Loop:
             self.means,
             self.nonfinite,
         )
-        self.mean_predictor = MeanPredictor(training.steps, config.warmup_steps)
+        self.levels = [
+            alarm(training.steps, config.warmup_steps)
+            for alarm in (MeanPredictor, PatchMeans, Guessing)
+        ]
         stepper = self.updates.stepper
         self.pauses = Pauses(
             self.standing, stepper, machine, run, training, validators, reporter, header
@@ -250,8 +253,9 @@ class _Loop:
 
     def _ask_whether_it_learns(self, batches: list[MicroBatch], logs: dict[str, Tensor]) -> None:
         step = self.position.step
-        if text := self.mean_predictor.note(logs, step):
-            self.pauses.notice(text)
+        for alarm in self.levels:
+            if text := alarm.note(logs, step):
+                self.pauses.notice(text)
         for text in self.standstill.note(batches, step):
             self.pauses.notice(text)
 

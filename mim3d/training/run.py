@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from mim3d.config.reading import dump, load
+from mim3d.config.removed import is_dropped
 from mim3d.config.sections import TrainingConfig
 from mim3d.foundation.atomic import (
     TEMPORARY,
@@ -72,7 +73,12 @@ class Run:
 
     @classmethod
     def create_or_continue(
-        cls, folder: Path | str, config: Mapping[str, Any], *, overwrite: bool = False
+        cls,
+        folder: Path | str,
+        config: Mapping[str, Any],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> Run:
         """Makes the folder, goes on with an unfinished run of the same config, or finds it done.
 
@@ -81,6 +87,8 @@ class Run:
         Args:
             folder: made if absent.
             config: resolved; nested mappings of what JSON can hold.
+            defaults: the same of a config that says nothing: what a setting meant in a run of a
+                version that did not know it.
             overwrite: begin again where a run stands; a folder that is no run is never removed.
 
         Returns:
@@ -93,25 +101,31 @@ class Run:
         """
         folder = Path(folder)
         if fabric.processes().world == 1:
-            return cls._open(folder, config, overwrite)
+            return cls._open(folder, config, defaults or {}, overwrite)
         device = config.get("training", {}).get("device", "auto")
         machine = fabric.start(TrainingConfig(device=device))
         opened: list[Run] = []
 
         def open_first() -> bool:
-            opened.append(cls._open(folder, config, overwrite))
+            opened.append(cls._open(folder, config, defaults or {}, overwrite))
             return opened[0].is_done
 
         is_done = machine.first(open_first)
         return opened[0] if opened else cls(folder, writes=False, is_done=is_done)
 
     @classmethod
-    def _open(cls, folder: Path, config: Mapping[str, Any], overwrite: bool) -> Run:
+    def _open(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        overwrite: bool,
+    ) -> Run:
         # As it will be read back: tuples are lists there.
         config = load(dump(config))
         _check_is_run_or_empty(folder)
         if not overwrite and (folder / CONFIG).is_file():
-            _check_same_config(folder, config)
+            _check_same_config(folder, config, defaults)
             if read_status(folder).get("state") == "done":
                 return cls(folder, is_done=True)
         make_folder(folder)
@@ -247,13 +261,19 @@ def _flat(mapping: Mapping[str, Any], head: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_same_config(folder: Path, config: Mapping[str, Any]) -> None:
-    there = load((folder / CONFIG).read_text(encoding="utf-8"))
+def _check_same_config(
+    folder: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
+    there, place = load((folder / CONFIG).read_text(encoding="utf-8")), f" in `{folder / CONFIG}`"
+    known, plain = _flat(there), _flat(load(dump(defaults)))
     differing = {
         key: values
         for key, values in differing_keys(there, config).items()
-        # A setting that an older version did not know was none there.
-        if key not in MAY_DIFFER and values != (None, None)
+        # A setting that an older version did not know was none there, or its default.
+        if key not in MAY_DIFFER
+        and values != (None, None)
+        and not (key not in known and key in plain and plain[key] == values[1])
+        and not is_dropped(key, values[0], place=place)
     }
     if not differing:
         return

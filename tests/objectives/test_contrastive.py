@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -232,6 +233,37 @@ def test_crops_of_one_case_are_no_negatives(name: str) -> None:
     assert task(all_alike, moment()).loss.item() == pytest.approx(0, abs=1e-6)
     assert 0 < task(pairs, moment()).loss < expected
     assert torch.equal(task(unknown, moment()).loss, expected)
+
+
+@pytest.mark.parametrize("name", ["simclr", "mocov3"])
+@pytest.mark.parametrize("cases", ["abcd", "aabc", "aaab", "    ", "aaaa"])
+def test_the_loss_of_guessing_is_that_of_answers_that_are_all_alike(name: str, cases: str) -> None:
+    """Written out: the loss of the same crops through heads that give one answer to all."""
+    task, crops = made(name, temperature=0.3), batch(name)
+    crops = replace(crops, case_ids=tuple(case.strip() for case in cases) * 2)
+    answering = task.projector if name == "simclr" else task.teacher.module.projector
+    head = answering.layers[-1]
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.arange(1.0, 1.0 + len(head.bias)))
+
+    outcome = task(crops, moment())
+
+    torch.testing.assert_close(outcome.logs["chance"], outcome.loss.detach())
+    assert not outcome.logs["chance"].requires_grad
+
+
+def test_the_loss_of_guessing_is_the_logarithm_of_the_candidates() -> None:
+    """Of four crops: one positive and six other views; MoCo v3 sees four answers, twice, at 2 T."""
+    ours = {name: made(name, temperature=0.3)(batch(name), moment()).logs for name in ALL}
+
+    assert ours["simclr"]["chance"].item() == pytest.approx(math.log(7))
+    assert ours["mocov3"]["chance"].item() == pytest.approx(2 * 0.3 * 2 * math.log(4))
+    assert [name for name, logs in ours.items() if "chance" in logs] == ["simclr", "mocov3"]
+    # Crops 0 and 1 of one case: they choose from 5 views, the other two from 7.
+    pairs = replace(batch("simclr"), case_ids=("a", "a", "b", "c") * 2)
+    found = made("simclr")(pairs, moment()).logs["chance"].item()
+    assert found == pytest.approx((math.log(5) + math.log(7)) / 2)
 
 
 def test_vicreg_is_the_weighted_sum_of_its_terms() -> None:

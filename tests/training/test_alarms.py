@@ -10,7 +10,15 @@ from loop_fakes import FakeFeed, FakeTask, optim_config
 
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import StoppedError
-from mim3d.training.alarms import MeanPredictor, NonFinite, Standstill, is_constant
+from mim3d.training.alarms import (
+    Guessing,
+    MeanPredictor,
+    NonFinite,
+    PatchMeans,
+    Standstill,
+    is_constant,
+    is_guessing,
+)
 
 
 def test_so_many_skipped_steps_in_a_row_stop_the_run() -> None:
@@ -82,15 +90,71 @@ def test_a_loss_that_is_not_a_number_is_no_success() -> None:
     assert any(texts)
 
 
-def test_a_run_that_knows_the_mean_of_each_patch_only_is_told_of_at_the_last_look() -> None:
-    alarm = MeanPredictor(1000, 0)
-    step_logs = {**logs(0.5, 1.0), "patch_mean_predictor": torch.tensor(0.5)}
+def shapes(shape: float, level: float, loss: float = 9.0) -> dict[str, torch.Tensor]:
+    values = {"loss": loss, "shape_loss": shape, "patch_mean_predictor": level}
+    return {name: torch.tensor(value) for name, value in values.items()}
 
-    texts = {step: alarm.note(step_logs, step) for step in range(1, 1001)}
 
-    said = {step: text for step, text in texts.items() if text is not None}
+def said_by(alarm: MeanPredictor | PatchMeans | Guessing, each: dict, steps: int) -> dict[int, str]:
+    texts = {step: alarm.note(each, step) for step in range(1, steps + 1)}
+    return {step: text for step, text in texts.items() if text is not None}
+
+
+def test_a_run_that_knows_the_mean_of_each_patch_only_is_told_of_at_20_percent() -> None:
+    said = said_by(PatchMeans(1000, 0), shapes(0.5, 0.5), 1000)
+
     assert list(said) == [200]
-    assert "the loss 0.5 is not below 0.5" in said[200]
+    assert "its loss would be 0.5 if it were told those means" in said[200]
+    assert "the means alone give 0.5" in said[200]
+
+
+def test_a_run_that_knows_shapes_is_left_alone_however_high_its_loss() -> None:
+    assert not said_by(PatchMeans(1000, 0), shapes(0.49, 0.5, loss=9.0), 1000)
+    assert said_by(PatchMeans(1000, 0), shapes(0.51, 0.5, loss=0.1), 1000)
+    assert not said_by(PatchMeans(1000, 0), logs(9.0, 1.0), 1000)
+
+
+def test_shapes_are_expected_150_steps_after_the_warm_up() -> None:
+    assert list(said_by(PatchMeans(200, 30), shapes(1.0, 0.5), 200)) == [180]
+    assert list(said_by(PatchMeans(90, 0), shapes(1.0, 0.5), 90)) == [90]
+    assert not said_by(PatchMeans(19, 0), shapes(1.0, 0.5), 19)
+
+
+def guesses(loss: float, chance: float) -> dict[str, torch.Tensor]:
+    return {"loss": torch.tensor(loss), "chance": torch.tensor(chance)}
+
+
+def test_a_run_that_guesses_is_told_of_after_a_quarter_a_half_and_at_its_end() -> None:
+    alarm = Guessing(1000, 50)
+
+    said = said_by(alarm, guesses(3.10, math.log(23)), 1000)  # 1.1 % below ln 23 = 3.1355
+
+    assert list(said) == [250, 500, 1000]
+    assert "at step 250 the loss 3.1 is not 2 % below 3.135, that of guessing" in said[250]
+
+
+@pytest.mark.parametrize(
+    ("loss", "chance", "guessing"),
+    [(0.981, 1.0, True), (0.979, 1.0, False), (5.0, 1.0, True), (0.0, 0.0, True),
+     (math.nan, 1.0, True)],
+)  # fmt: skip
+def test_guessing_is_a_loss_that_is_not_two_percent_below(
+    loss: float, chance: float, guessing: bool
+) -> None:
+    assert is_guessing(loss, chance) is guessing
+
+
+def test_a_run_that_no_longer_guesses_is_told_of_no_more() -> None:
+    alarm = Guessing(400, 0)
+
+    said = [step for step in range(1, 401)
+            if alarm.note(guesses(2.0 if step > 180 else 3.1, 3.1), step)]  # fmt: skip
+
+    assert said == [100]
+
+
+def test_a_task_without_chance_says_nothing_of_guessing() -> None:
+    assert not said_by(Guessing(400, 0), logs(9.0, 1.0), 400)
 
 
 def standstill(task: FakeTask, steps: int = 40, **optim: object) -> Standstill:

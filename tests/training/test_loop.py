@@ -337,6 +337,28 @@ def test_a_run_that_does_not_learn_is_told_of(tmp_path: Path) -> None:
     assert [line["step"] for line in log(tmp_path / "x", "notice")] == [0, 20, 24]
 
 
+def test_a_run_that_guesses_or_knows_means_alone_is_told_of(tmp_path: Path) -> None:
+    class Guesses(FakeTask):
+        def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
+            outcome = super().forward(batch, moment)
+            level = outcome.loss.detach()
+            known = {"chance": level, "shape_loss": level, "patch_mean_predictor": level}
+            return replace(outcome, logs={**known, "mean_predictor": level + 1})
+
+    train(
+        tmp_path / "x",
+        task=Guesses(),
+        optim=optim_config(warmup_steps=0),
+        training=training_config(steps=80),
+    )
+
+    said = [(line["step"], line["text"]) for line in log(tmp_path / "x", "notice")]
+    assert [step for step, text in said if "of guessing" in text] == [20, 40, 80]
+    assert [step for step, text in said if "mean of each patch" in text] == [80]
+    assert len(said) == 4
+    assert "chance" in log(tmp_path / "x", "train")[-1]
+
+
 def test_the_live_line_names_step_loss_rate_speed_and_time_left(tmp_path: Path) -> None:
     reporter = Spoken()
 

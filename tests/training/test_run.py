@@ -123,6 +123,23 @@ def test_a_setting_that_is_none_and_was_not_known_before_is_no_difference(tmp_pa
         Run.create_or_continue(tmp_path / "x", newer)
 
 
+def test_a_setting_that_an_older_version_did_not_know_had_its_default(tmp_path):
+    defaults = {"data": {"crop": 8, "joins": "none"}, "lr": 0.1}
+    with Run.create_or_continue(tmp_path / "run", {"data": {"crop": 4}, "lr": 0.2}):
+        pass
+
+    now = {"data": {"crop": 4, "joins": "none"}, "lr": 0.2}
+    with Run.create_or_continue(tmp_path / "run", now, defaults=defaults) as run:
+        assert run.writes
+
+    other = {"data": {"crop": 4, "joins": "left"}, "lr": 0.2}
+    with pytest.raises(ConfigError, match=r"`data.joins` \(None there, left now\)"):
+        Run.create_or_continue(tmp_path / "run", other, defaults=defaults)
+    with pytest.raises(ConfigError, match=r"`data.crop` \(4 there, 8 now\)"):
+        # A setting that is there keeps its value, whatever the default is.
+        Run.create_or_continue(tmp_path / "run", defaults, defaults=defaults)
+
+
 def test_overwrite_removes_what_is_the_runs_and_nothing_else(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     with Run.create_or_continue(folder, CONFIG) as run:

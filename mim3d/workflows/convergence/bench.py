@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from mim3d.config.sections import TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, PretrainConfig
 from mim3d.evaluation.convergence import Pretraining, Record
 from mim3d.foundation.atomic import write_json
-from mim3d.foundation.documents import parsed, read_object
+from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import (
     ConfigError,
     Interrupted,
@@ -26,7 +25,14 @@ from mim3d.foundation.reporting import Reporter
 from mim3d.training.fabric import choose_device, choose_precision
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import FINETUNE, PRETRAIN, PRETRAINED, RECORDS, TUNE
-from mim3d.workflows.convergence.health import embedding_health, why_collapsed, why_hopeless
+from mim3d.workflows.convergence.health import (
+    embedding_health,
+    last_levels,
+    train_lines,
+    why_collapsed,
+    why_hopeless,
+    why_unlearnt,
+)
 from mim3d.workflows.convergence.plan import Plan, Rate, naming, rate_key, settle_rate
 from mim3d.workflows.convergence.trials import (
     Before,
@@ -210,10 +216,10 @@ class Bench:
         )
         facts: dict[str, float] = {}
         if ended is not None:
-            facts = last_numbers(ended)
-            health = embedding_health(config, folder)
-            facts |= health
-            dead = why_collapsed(health)
+            levels, health = last_levels(folder), embedding_health(config, folder)
+            facts = levels | last_numbers(ended) | health
+            reasons = why_unlearnt(levels, config.training.steps), why_collapsed(health)
+            dead = "; ".join(filter(None, reasons)) or None
         cost = self.plan.arms[before.arm].pretrain
         assert cost is not None
         return Pretraining(
@@ -326,16 +332,10 @@ def training_seconds(folder: Path) -> float:
 
     From `log.jsonl`, which an interruption leaves whole.
     """
-    path = folder / "log.jsonl"
-    if not path.is_file():
-        return 0.0
     total, reached = 0.0, 0
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # the last line of a killed process
-            entry = parsed(line)
-            if entry.get("kind") == "train":
-                total += (entry["step"] - reached) * entry["seconds_a_step"]
-                reached = entry["step"]
+    for line in train_lines(folder):
+        total += (line["step"] - reached) * line["seconds_a_step"]
+        reached = line["step"]
     return total
 
 

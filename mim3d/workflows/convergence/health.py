@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,10 +16,12 @@ from mim3d.config.verbs import PretrainConfig
 from mim3d.data.batch import BatchNeeds
 from mim3d.data.feed import make_feed
 from mim3d.data.splits import pretraining_cases
+from mim3d.foundation.documents import parsed
 from mim3d.foundation.reporting import Silent
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.heads import pooled
 from mim3d.objectives.health import embedding_logs
+from mim3d.training.alarms import GUESS_MARGIN, SMALLEST_STRETCH, is_guessing
 from mim3d.training.fabric import choose_device
 from mim3d.workflows.assembly import store_of
 from mim3d.workflows.loading import encoder_of, start_from
@@ -27,6 +32,10 @@ LEAST_RANK = 2.0
 LARGEST_COSINE = 0.995
 LEAST_SPREAD = 0.01
 LEAST_DICE = 0.01
+LAST_SHARE = 0.1
+"""Of a pre-training's steps, over which its last loss is taken."""
+LEVELS = ("loss", "chance", "mean_predictor")
+"""What the log has of the loss, and of answers that know nothing."""
 
 
 def embedding_health(config: PretrainConfig, run: Path) -> dict[str, float]:
@@ -46,6 +55,7 @@ def embedding_health(config: PretrainConfig, run: Path) -> dict[str, float]:
                    max_crops_per_visit=None, resident_on="auto")  # fmt: skip
     device = choose_device(config.training.device)
     encoder = VolumeViT(encoder_of(run))
+    encoder.carry(store.channel_names)
     start_from(encoder, str(run), "last", Silent())
     encoder.to(device).eval()
     feed = make_feed(
@@ -74,6 +84,67 @@ def why_collapsed(health: Mapping[str, float]) -> str | None:
     if cosine > LARGEST_COSINE and spread < LEAST_SPREAD:
         return f"collapsed: cosine {cosine:.4f}, spread {spread:.4f}"
     return None
+
+
+def train_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of training in a run's `log.jsonl`; none where there is no log."""
+    path, lines = run / "log.jsonl", []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):  # the last line of a killed process
+                line = parsed(text)
+                if line.get("kind") == "train":
+                    lines.append(line)
+    return lines
+
+
+def last_levels(run: Path) -> dict[str, float]:
+    """Loss, `chance` and `mean_predictor` over the last tenth of a run's steps, where it has them.
+
+    Args:
+        run: its folder.
+
+    Returns:
+        Means by steps; not-a-number where one of a stretch was none. Empty without a log.
+    """
+    lines = train_lines(run)
+    if not lines:
+        return {}
+    end = lines[-1]["step"]
+    begins = [0, *(line["step"] for line in lines[:-1])]
+    # What a line tells of reaches from the one before it.
+    late = [
+        (line["step"] - begin, line)
+        for begin, line in zip(begins, lines, strict=True)
+        if line["step"] > (1 - LAST_SHARE) * end
+    ]
+    return {
+        name: sum(steps * _number(line[name]) for steps, line in late) / sum(s for s, _ in late)
+        for name in LEVELS
+        if all(name in line for _, line in late)
+    }
+
+
+def why_unlearnt(levels: Mapping[str, float], steps: int) -> str | None:
+    """Why a pre-training has learned nothing of its own task; None for a sound one.
+
+    Args:
+        levels: of its end, as `last_levels` gives them.
+        steps: of all of it; a very short one is not asked, as by the alarms of a training.
+    """
+    if steps < SMALLEST_STRETCH or "loss" not in levels:
+        return None
+    loss, chance, mean = levels["loss"], levels.get("chance"), levels.get("mean_predictor")
+    if chance is not None and is_guessing(loss, chance):
+        percent = f"{100 * GUESS_MARGIN:.0f} %"
+        return f"learned nothing: loss {loss:.4g} is not {percent} below {chance:.4g} of guessing"
+    if mean is not None and not loss < mean:
+        return f"learned nothing: loss {loss:.4g} is not below {mean:.4g} of predicting the mean"
+    return None
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def why_hopeless(last_dice: float) -> str | None:

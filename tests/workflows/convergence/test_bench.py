@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,12 @@ from mim3d.workflows.convergence.bench import (
     training_seconds,
 )
 from mim3d.workflows.convergence.harness import about
-from mim3d.workflows.convergence.health import why_collapsed, why_hopeless
+from mim3d.workflows.convergence.health import (
+    last_levels,
+    why_collapsed,
+    why_hopeless,
+    why_unlearnt,
+)
 from mim3d.workflows.convergence.plan import ArmPlan, Cost, Plan, read_plan
 from mim3d.workflows.convergence.trials import Trial, all_trials, check_starts, shard_of
 from mim3d.workflows.result import Result
@@ -431,6 +437,70 @@ def test_features_are_dead_by_rank_or_by_cosine_with_spread(rank, spread, cosine
     health = {"crops_rank": rank, "crops_spread": spread, "crops_cosine": cosine}
 
     assert (why_collapsed(health) is not None) == is_dead
+
+
+def write_log(folder, *lines):
+    folder.mkdir(parents=True, exist_ok=True)
+    told = [{"kind": "train", "seconds_a_step": 0.5, **line} for line in lines]
+    other = {"kind": "validation", "step": 99, "loss": 77.0}
+    text = "\n".join(json.dumps(line) for line in (other, *told))
+    (folder / "log.jsonl").write_text(text + '\n{"kind": "train", "st')  # killed while it wrote
+
+
+def test_the_last_levels_are_means_by_steps_over_the_last_tenth(tmp_path):
+    write_log(
+        tmp_path,
+        {"step": 80, "loss": 9.0, "chance": 9.0},
+        {"step": 92, "loss": 4.0, "chance": 3.0},  # of steps 81 to 92
+        {"step": 100, "loss": 2.0, "chance": 1.0},  # of 8 steps
+    )
+
+    assert last_levels(tmp_path) == pytest.approx({"loss": 3.2, "chance": 2.2})
+    assert last_levels(tmp_path / "none") == {}
+
+
+def test_a_loss_that_was_not_a_number_is_one_in_the_levels(tmp_path):
+    write_log(tmp_path, {"step": 100, "loss": None, "mean_predictor": 1.0})
+
+    levels = last_levels(tmp_path)
+
+    assert math.isnan(levels["loss"])
+    assert why_unlearnt(levels, 100) is not None
+
+
+@pytest.mark.parametrize(
+    ("levels", "why"),
+    [
+        ({"loss": 3.135, "chance": math.log(23)}, "3.135 is not 2 % below 3.135 of guessing"),
+        ({"loss": 3.115, "chance": math.log(23)}, "3.115 is not 2 % below 3.135 of guessing"),
+        ({"loss": 3.0, "chance": math.log(23)}, None),
+        ({"loss": 1.0, "mean_predictor": 1.0}, "1 is not below 1 of predicting the mean"),
+        ({"loss": 0.999, "mean_predictor": 1.0}, None),
+        ({"loss": 7.0}, None),
+        ({}, None),
+    ],
+)
+def test_a_pre_training_that_knows_nothing_of_its_task_is_dead(levels, why):
+    found = why_unlearnt(levels, 91)
+
+    assert found == (None if why is None else f"learned nothing: loss {why}")
+    assert why_unlearnt(levels, 19) is None
+
+
+def test_a_pre_training_that_ends_at_guessing_marks_its_fine_tunings(tmp_path, fakes):
+    bench = bench_in(tmp_path)
+    write_log(tmp_path / "pretrain" / "mae-seed0", {"step": 40, "loss": 3.1, "chance": 3.135})
+    write_log(tmp_path / "pretrain" / "mae-seed1", {"step": 40, "loss": 2.9, "chance": 3.135})
+    fakes.health["mae-seed0"] = DEAD
+
+    records = [bench.make(Trial("mae", 0.1, replicate, None)) for replicate in (0, 1)]
+
+    assert records[0].dead == (
+        "pre-training `mae-seed0`: learned nothing: loss 3.1 is not 2 % below 3.135 of guessing; "
+        "collapsed: effective rank 1.20 of 32 crops"
+    )
+    assert records[1].dead is None
+    assert records[1].pretraining.facts["chance"] == pytest.approx(3.135)
 
 
 def test_a_dice_below_a_hundredth_is_hopeless():
