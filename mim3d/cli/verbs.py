@@ -138,7 +138,7 @@ def _prepare(call: Call) -> Result:
 def _pretrain(call: Call) -> Result:
     from mim3d.workflows.pretrain import pretrain
 
-    return pretrain(call.config, out=call.out, name=call.name, **call.writing)
+    return pretrain(call.config, out=call.out, name=call.name, said=call.said, **call.writing)
 
 
 def _finetune(call: Call) -> Result:
@@ -228,7 +228,7 @@ VERBS: dict[str, Verb] = {
             Positional(
                 "SOURCE",
                 "an MSD or nnU-Net folder or its dataset.json, a folder of images, or of images "
-                "and labels, a CSV, one file, or DICOM series",
+                "and labels, a CSV, a MedMNIST archive (.npz), one file, or DICOM series",
             ),
         ),
         switches=WRITES | {"config", "json"},

@@ -15,11 +15,18 @@ class DataConfig:
 
     store: str | None = None
     """Folder made by `mim3d prepare`."""
+    stores: tuple[str, ...] = ()
+    """Pre-training: several stores in place of `store`, with crops of all of them in one order.
+    They have equally many channels; each keeps its own spacing and normalisation."""
+    store_weights: Literal["equal"] | None = None
+    """With `stores`, how often each is drawn from: none by its number of cases, so that every case
+    is seen equally often; `equal` as often as each other one."""
     crop_size: Triple = (96, 96, 96)
     """Voxels of a crop along x, y, z. Volumes that are smaller are padded."""
     crop_sizes: tuple[Triple, ...] = ()
-    """Pre-training by `mae` and `simmim`: sizes that the crops of a step take in turn, in place of
-    `crop_size`, which is left to what validation looks at. Packed, they cost what they hold."""
+    """Fine-tuning, and pre-training by `mae` and `simmim`: sizes that the crops of a step take in
+    turn, in place of `crop_size`, which is left to what validation looks at and to windows. Packed,
+    they cost what they hold."""
     placement: Literal["uniform", "body", "label"] = "uniform"
     """Where crops lie: anywhere; around a voxel of the body; or around a labelled voxel in
     `label_share` of the cases and anywhere in the rest."""
@@ -142,11 +149,20 @@ class EncoderConfig:
     suits `base` and `large`."""
     channels: int | None = None
     """Channels of a volume; none takes the store's."""
-    positions: Literal["learned", "sincos_index", "sincos_mm", "rotary_mm"] = "sincos_mm"
+    embedding: Literal["joint", "per_contrast"] = "joint"
+    """From the channels of a patch to its token: one map of all of them together; or one of each
+    contrast with a vector of its own, averaged over those that are there, so that the encoder takes
+    any of the contrasts it knows. Needs `stem patches`."""
+    contrasts: tuple[str, ...] = ()
+    """Names of the contrasts that `embedding: per_contrast` knows; empty takes the store's. Stores
+    and volumes are matched to them by name and may lack some."""
+    positions: Literal["learned", "sincos_index", "sincos_mm", "rotary_mm", "rotary_index"] = (
+        "sincos_mm"
+    )
     """Learned table; sine-cosine of the token's index; sine-cosine or rotary of the token's centre
-    in millimetres from the crop's centre."""
+    in millimetres from the crop's centre; or rotary of the same in voxels, whatever the spacing."""
     wavelengths_mm: tuple[float, float] = (8.0, 800.0)
-    """Shortest and longest wavelength of positions in millimetres."""
+    """Shortest and longest wavelength of positions in millimetres; of `rotary_index` in voxels."""
     learned_grid: Triple | None = None
     """Token grid of the learned table; other grids interpolate it. None takes the crop's."""
     default_spacing_mm: tuple[float, float, float] | None = None
@@ -263,6 +279,10 @@ class PretextConfig:
     """Weight of the loss at visible tokens beside 1 at masked ones."""
     air_weight: float = 1.0
     """Weight of air in the loss: 0 leaves it out. Air is what lies below the body's threshold."""
+    patches: tuple[Triple, ...] = ()
+    """`mae`, `simmim`: sizes of a patch in voxels along x, y, z, of which each step draws one
+    (FlexiViT, arXiv:2212.08013). Weights are kept for `encoder.patch` and resized for the step;
+    validation and what comes afterwards use `encoder.patch`. Empty is that one alone."""
     drop_air: bool = False
     """`mae`, `simmim`: tokens that are nothing but air take no part, neither seen nor predicted;
     the ratio is of the rest."""
@@ -280,6 +300,11 @@ class PretextConfig:
     """Attention heads of MAE's decoder."""
     final_norm: bool = True
     """Whether the encoder's final LayerNorm takes part in the pretext task (MIM-Med3D: no)."""
+    contrast_dropout: float = 0.0
+    """`mae`, `simmim` with `encoder.embedding per_contrast`: probability, 0 to below 1, that a
+    contrast of a crop is masked wholly and must be told from the others; one always stays."""
+    masks_per_contrast: bool = False
+    """The same: each contrast has masks of its own; hidden is a token that shows none."""
     corruption: float = 0.5
     """`denoising`: standard deviation of the noise on what the encoder sees, in normalised units.
     """
@@ -318,6 +343,9 @@ class SegmentationConfig:
     """Sum over the batch before the quotient is taken."""
     include_background: bool = True
     """Whether class 0 counts in Dice."""
+    contrast_dropout: float = 0.0
+    """With `encoder.embedding per_contrast`: probability, 0 to below 1, that a contrast of a
+    training crop is left out, so that the decoder too learns to do without; one always stays."""
     regions: str | None = None
     """Scheme of overlapping regions with a sigmoid each, for example `brats2021`; none is one class
     a voxel with a softmax. `docs/reference.md` lists the schemes."""
@@ -428,6 +456,9 @@ class InferenceConfig:
 
     window: Triple | None = None
     """Voxels of a window; none takes the training's crop."""
+    patch: Literal["fixed", "by_spacing"] = "fixed"
+    """Voxels behind a token: as in training; or, in a volume of another spacing, as many as cover
+    about the millimetres of training. The embedding's kernel is resized, and with it the window."""
     overlap: float = 0.5
     """Share of a window that the next one covers again, 0 to below 1."""
     weights: Literal["gaussian", "constant"] = "gaussian"

@@ -20,6 +20,8 @@ from mim3d.config.sections import (
     TrainingConfig,
 )
 
+InitPart = Literal["patch", "channels", "positions"]
+
 
 @dataclass(frozen=True)
 class PreparationConfig:
@@ -35,14 +37,21 @@ class PreparationConfig:
     """CT: this window becomes 0 to 1."""
     clip_percentiles: tuple[float, float] = (0.5, 99.5)
     """MR and other: clip to these percentiles of the body, then mean 0 and deviation 1 over it."""
-    crop_to_body: bool = True
-    """Cut away air around the body; labelled voxels are never cut away."""
+    intensity_range: tuple[float, float] | None = None
+    """These two values become 0 and 1 in every volume, in place of window and percentiles: for
+    8-bit volumes and binary shapes. None measures; archives of 8-bit volumes have 0 and 255."""
+    crop_to_body: bool | None = None
+    """Cut away air around the body; labelled voxels are never cut away. None does, but for archives
+    (`.npz`), whose frame is part of the data."""
     body_margin_mm: float = 5.0
     """Air that stays around the body."""
     filter: Literal["blosc", "lzf"] = "blosc"
     """Compression: blosc-lz4 with bitshuffle, or lzf, which h5py reads without plugin."""
     trust_image_grid: bool = False
     """Put labels without orientation on their image's grid if the shapes agree."""
+    ignore_label: int | None = None
+    """Value in label files, 1 to 65535, of voxels that are no class: left out of loss and metrics.
+    None takes the source's word, the label `ignore` of a `dataset.json`."""
     align_channels: bool = False
     """Resample the channels of a case to the first one's grid instead of refusing the case."""
     validation_fraction: float = 0.2
@@ -82,9 +91,12 @@ class PretrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     init: str | None = None
-    """Run to start from, or none."""
+    """Run to start from, or none. The encoder is then that run's, wherever the config is silent."""
     init_checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint of that run."""
+    init_adapt: tuple[InitPart, ...] | None = None
+    """What of that run's encoder is adapted where this one differs: `patch` resizes its kernel,
+    `channels` takes 1 to N or N to 1, `positions` interpolates its table. None adapts nothing."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,9 @@ class FinetuneConfig:
     """Run to take the encoder from, or `none` to start from scratch; it must be said."""
     init_checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint of that run."""
+    init_adapt: tuple[InitPart, ...] | None = None
+    """What of that run's encoder is adapted where this one differs: `patch` resizes its kernel,
+    `channels` takes 1 to N or N to 1, `positions` interpolates its table. None adapts nothing."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,9 @@ class PredictConfig:
     """Which checkpoint of the run."""
     align_channels: bool = False
     """Resample the channels of a case to the first one's grid instead of refusing the case."""
+    channels: tuple[str, ...] = ()
+    """Names of the inputs' channels in their order, for a run that takes any of its contrasts
+    (`encoder.embedding per_contrast`); empty takes the source's names, else all of the run's."""
     pictures: bool = True
     """Draw an overlay of each prediction into `pictures/` of the output folder."""
     device: str = "auto"

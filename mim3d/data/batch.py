@@ -11,6 +11,19 @@ from mim3d.data.classes import IGNORE_INDEX as IGNORE_INDEX
 
 
 @dataclass(frozen=True)
+class Target:
+    """A number of each case that a task asks for, such as a diagnosis or an age.
+
+    Args:
+        name: what the store calls it.
+        classes: values whose place in this tuple is handed out; None hands out the number itself.
+    """
+
+    name: str
+    classes: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class BatchNeeds:
     """What a task asks of its feed.
 
@@ -20,12 +33,14 @@ class BatchNeeds:
         min_overlap: smallest share of its voxels, 0 to 1, that every further view has in common
             with the first, before either is augmented; 1 is the same place.
         several_sizes: whether it takes crops of several sizes in a step.
+        targets: numbers of the case that every crop comes with.
     """
 
     views: int = 1
     labels: bool = False
     min_overlap: float = 1.0
     several_sizes: bool = False
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,8 @@ class CropBatch:
             stays on the CPU: keys are made of it, and reading it back would wait for the device.
         labels: `b x y z`, class indices, or None.
         valid: `b x y z`, False at padding, or None where there is no padding.
-        targets: `b t`, float32, for classification and regression, or None.
+        targets: `b t`, float32, for classification (the place of the class) and regression, in the
+            order of `BatchNeeds.targets`, or None.
         present: `b c`, the channels that exist, or None where all do.
         air: `b c`, normalised intensity below which a voxel is air, or None where unknown.
     """

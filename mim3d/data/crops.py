@@ -21,7 +21,7 @@ from mim3d.data.batch import IGNORE_INDEX
 from mim3d.data.blur import blur, reach
 from mim3d.data.interpolation import inside, interpolate, lines, nearest, places, stretch
 from mim3d.data.nearby import draw_nearby
-from mim3d.data.visits import Visit, VisitPlan, order
+from mim3d.data.visits import Queue, Visit, VisitPlan
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
 
@@ -113,8 +113,9 @@ class Crop:
 class SamplingPlan:
     """Which case and which place every sample of a run is cut from.
 
-    Cases come in shuffled passes over the cohort, so every case is seen equally often; sample
-    `index` of step `step` is number `step * batch_size + index` of that sequence. With
+    Cases come in shuffled passes over the cohort, so every case is seen equally often, or over its
+    strata (`visits.Queue`); sample `index` of step `step` is number `step * batch_size + index` of
+    that sequence. With
     `window_cases` it is visits of several crops that come in such passes (`visits.VisitPlan`). The
     place is drawn from (seed, step, index, "crop"), that of a further view v near it from (seed,
     step, index, "crop/v").
@@ -126,6 +127,7 @@ class SamplingPlan:
         batch_size: crops of one step over all devices.
         open_case: gives the case of an id.
         min_overlap: share of its voxels that a further view has in common with the first.
+        strata: cases of each part of the cohort that is drawn from equally often; empty is one.
 
     Raises:
         ConfigError: numbers of window, grid or overlap that cannot be.
@@ -140,6 +142,7 @@ class SamplingPlan:
         batch_size: int,
         open_case: Callable[[str], OpenCase],
         min_overlap: float = 1.0,
+        strata: Sequence[Sequence[str]] = (),
     ) -> None:
         self.cases = tuple(sorted(cases))
         self.config = config
@@ -150,7 +153,14 @@ class SamplingPlan:
         _check_grid(config)
         _check_overlap(config, min_overlap)
         window = _checked_window(config, len(self.cases))
-        self.visits = None if window is None else VisitPlan(len(cases), *window, batch_size, seed)
+        numbers = {case_id: number for number, case_id in enumerate(self.cases)}
+        parts = [sorted(numbers[case_id] for case_id in stratum) for stratum in strata]
+        self._queue = Queue([part for part in parts if part] or [range(len(self.cases))], seed)
+        self.visits = (
+            None
+            if window is None
+            else VisitPlan(len(cases), *window, batch_size, seed, self._queue)
+        )
 
     def case_id(self, step: int, index: int) -> str:
         """The case of one sample. Needs no file."""
@@ -171,8 +181,7 @@ class SamplingPlan:
             return self.visits.case(self.visits.visit(step, index))
         # Fixed crops have passes of their own, before the first of the run.
         number = -1 - index if step == FIXED_STEP else step * self.batch_size + index
-        passed, place = divmod(number, len(self.cases))
-        return int(order(self.seed, passed, len(self.cases))[place])
+        return self._queue.case(number)
 
     def size(self, step: int, index: int) -> Triple:
         """Voxels of one sample's crop: the sizes take turns; fixed crops have the one of them."""

@@ -26,6 +26,7 @@ from mim3d.data.residency import Residency, flat_memory, present_device
 from mim3d.data.room import fitting, free_bytes
 from mim3d.data.sources import Sources
 from mim3d.data.store import Store
+from mim3d.data.targets import TargetRows
 from mim3d.data.workers import SLOTS, made_ahead
 from mim3d.foundation.errors import ConfigError, UserError
 
@@ -68,7 +69,9 @@ def make_feed(
     if any(min(size) < 1 for size in data.crop_sizes):
         raise _refused("data.crop_sizes", "must be positive")
     if data.crop_sizes and not needs.several_sizes:
-        raise _refused("data.crop_sizes", "is for pre-training by `objective.name` mae or simmim")
+        raise _refused(
+            "data.crop_sizes", "is for fine-tuning, and for pre-training by mae or simmim"
+        )
     if not 0 <= data.label_share <= 1:
         raise _refused("data.label_share", f"must lie between 0 and 1, not {data.label_share}")
     if data.workers < 0:
@@ -107,6 +110,7 @@ class Feed:
         self.data = data
         self._store = store
         self._sources = Sources(store, data, labels=needs.labels)
+        self._targets = TargetRows(store, cases, needs.targets)
         self._device = _device_of_volumes(data, device)
         self.plan = SamplingPlan(
             cases,
@@ -115,6 +119,7 @@ class Feed:
             batch_size=batch_size,
             open_case=self._sources.outline if self._streams else self._sources.open,
             min_overlap=needs.min_overlap if needs.views > 1 else 1.0,
+            strata=tuple(store.strata(cases).values()) if data.store_weights == "equal" else (),
         )
         changes = label_changes(store, data, augmentation)
         self._cutter = CropCutter(
@@ -150,10 +155,10 @@ class Feed:
         made = self._streamed(steps, shares, flat) if self._streams else self._stored(steps, flat)
         with contextlib.closing(made):
             for step, batches in made:
+                each = map(self._targets.added, batches)
                 if not self.data.crop_sizes:
-                    yield step, list(batches)
+                    yield step, list(each)
                     continue
-                each = iter(batches)
                 yield step, [CropBatches(tuple(islice(each, len(one)))) for one in parts]
 
     def _stored(
@@ -270,7 +275,8 @@ class Feed:
             range(first, min(first + self.batch_size, count))
             for first in range(0, count, self.batch_size)
         ]
-        return [self._cutter.batch(FIXED_STEP, indices) for indices in places]
+        cut = [self._cutter.batch(FIXED_STEP, indices) for indices in places]
+        return [self._targets.added(batch) for batch in cut]
 
     def _describe(self, shares: tuple[range, ...], step: int) -> str:
         names = {self.plan.case_id(step, index) for indices in shares for index in indices}

@@ -53,10 +53,10 @@ class CaseSource:
 
     @cached_property
     def air(self) -> NDArray[np.float32] | None:
-        """`c`, normalised intensity below which a voxel is air; None where unknown."""
+        """`c`, normalised intensity below which a voxel is air; where all is body, no voxel is."""
         thresholds = [rule.air_normalised for rule in self._rules]
-        known = [threshold for threshold in thresholds if threshold is not None]
-        return np.array(known, np.float32) if len(known) == len(thresholds) else None
+        # Crops of such a case share batches with those that have air.
+        return np.array([-np.inf if t is None else t for t in thresholds], np.float32)
 
     def read_facts(self) -> VolumeFacts:
         """What a pass over a whole batch needs of this case; read once, then kept."""
@@ -168,16 +168,16 @@ class Sources:
     """
 
     def __init__(self, store: Store, data: DataConfig, *, labels: bool) -> None:
-        if data.window_hu is not None and "ct" not in store.modalities:
+        self._window_hu = data.window_hu
+        if data.window_hu is not None and not any(
+            "ct" in store.modalities_of(case_id) for case_id in store.cases
+        ):
             raise ConfigError(
                 "`data.window_hu` is set but the store holds no CT",
                 where=str(store.path),
                 remedy="leave it out: other modalities are normalised by their own values",
                 code="window",
             )
-        self._windows = tuple(
-            data.window_hu if modality == "ct" else None for modality in store.modalities
-        )
         self._store = store
         self._labels = labels
         self._open: OrderedDict[tuple[str, bool], CaseSource] = OrderedDict()
@@ -197,7 +197,7 @@ class Sources:
 
     def fresh(self, case_id: str) -> CaseSource:
         """The case of an id for a thread that reads all of it; its facts are noted."""
-        source = CaseSource(self._store.open(case_id), self._windows)
+        source = CaseSource(self._store.open(case_id), self._windows(case_id))
         self._facts[case_id] = source.read_facts()
         return source
 
@@ -212,7 +212,8 @@ class Sources:
             return self._resident[case_id]
         key = (case_id, verify)
         if key not in self._open:
-            self._open[key] = CaseSource(self._store.open(case_id, verify), self._windows)
+            opened = self._store.open(case_id, verify)
+            self._open[key] = CaseSource(opened, self._windows(case_id))
             if len(self._open) > OPEN_CASES:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(key)
@@ -234,9 +235,16 @@ class Sources:
                 code="memory",
             )
         for case_id in missing:
-            source = CaseSource(self._store.open(case_id), self._windows)
+            source = CaseSource(self._store.open(case_id), self._windows(case_id))
             source.load(labels=self._labels)
             self._resident[case_id] = source
+
+    def _windows(self, case_id: str) -> tuple[tuple[float, float] | None, ...]:
+        """The window of each channel of a case; None takes the one noted in its store."""
+        return tuple(
+            self._window_hu if modality == "ct" else None
+            for modality in self._store.modalities_of(case_id)
+        )
 
     def _bytes(self, case_id: str) -> int:
         entry = self._store.entry(case_id)

@@ -29,7 +29,7 @@ from mim3d.inference.seen import seen_volume
 from mim3d.inference.segmenter import Segmenter, predicting, segmenter_of
 from mim3d.inference.sliding_window import Predictor, slabs
 from mim3d.inference.way_back import WayBack
-from mim3d.inference.windows import Box, WindowCount, check_inference, plan_sweep
+from mim3d.inference.windows import Box, WindowCount, check_inference, fitted, plan_sweep
 
 Progress = Callable[[int, int], None]
 Model = Segmenter | nn.Module | Sequence[Segmenter]
@@ -223,9 +223,12 @@ class _Pass:
 
     def __init__(self, segmenter: Segmenter, asked: _Asked) -> None:
         volume, config = asked.volume, asked.config
-        self.segmenter, self.asked, self.config = segmenter, asked, config
         seen = seen_volume(volume, segmenter, wants_body=config.skip_air)
+        if config.patch == "by_spacing":
+            segmenter = segmenter.at_spacing(spacing_of(seen.affine))
+        self.segmenter, self.asked, self.config = segmenter, asked, config
         window = config.window or segmenter.window
+        window = window if segmenter.pads else fitted(window, seen.shape)
         self.sweep = plan_sweep(seen.shape, window, config.overlap, seen.body)
         self.seen = replace(seen, body=None)  # the plan was all it was for
         self.way = WayBack(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from mim3d.data.classes import ClassTable
 from mim3d.data.prepare.volume import VolumeRule
 from mim3d.data.regions import RegionScheme
-from mim3d.foundation.errors import UserError
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.inference.sliding_window import Predictor
 from mim3d.inference.windows import Triple
+from mim3d.models.any_spacing import AtPatch, patch_for
+from mim3d.models.unetr import UNETR
+from mim3d.models.vit import VolumeViT
+from mim3d.tokens.contrasts import places_of
 
 DEFAULT_WINDOW = 96
 """Side of the window of a module that comes without a run, at most."""
@@ -35,10 +39,12 @@ class Segmenter:
         regions: the outputs are these regions, each with a sigmoid; None is a softmax over classes
             (a sigmoid where there is one output).
         rule: what training did to a volume; None takes voxels as they are.
-        channel_names: one a channel; None does not check.
+        channel_names: one a channel of the volumes; None does not check.
         swap_on_flip: pairs of label values (left, right) that change places in a mirror along x.
         device: where windows are predicted and added up.
         precision: `bf16` is autocast.
+        pads: whether a volume that is smaller than the window is filled up to it, as training's
+            crops were; without, such a window is no larger than the volume.
     """
 
     network: nn.Module
@@ -50,6 +56,7 @@ class Segmenter:
     swap_on_flip: tuple[tuple[int, int], ...] = ()
     device: torch.device | str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
+    pads: bool = True
 
     @property
     def outputs(self) -> int | None:
@@ -68,16 +75,86 @@ class Segmenter:
         places = {value: index for index, value in enumerate(self.classes.values)}
         return tuple((places[left], places[right]) for left, right in self.swap_on_flip)
 
+    @property
+    def takes_some(self) -> bool:
+        """Whether it takes volumes with any of its channels, which it knows by name."""
+        encoder = getattr(self.network, "encoder", None)
+        return isinstance(encoder, VolumeViT) and bool(encoder.contrasts)
+
+    def at_spacing(self, spacing_mm: Sequence[float]) -> Segmenter:
+        """The same for volumes of this spacing: patches and window keep their millimetres.
+
+        Args:
+            spacing_mm: of the volume as the network gets it.
+
+        Raises:
+            ConfigError: the network is no `UNETR`, its encoder has a convolutional stem, or it does
+                not know the spacing of its training.
+        """
+        network, trained_mm = self.network, None
+        if isinstance(network, UNETR):
+            trained_mm = network.encoder.config.default_spacing_mm
+        if not isinstance(network, UNETR) or trained_mm is None:
+            raise ConfigError(
+                "`inference.patch by_spacing` needs a run that `mim3d finetune` made",
+                remedy="leave `inference.patch` out",
+                code="patch-by-spacing",
+            )
+        own = network.encoder.patch
+        patch = patch_for(own, trained_mm, spacing_mm)
+        if patch == own:
+            return self
+        x, y, z = (
+            -(-side // edge) * new for side, edge, new in zip(self.window, own, patch, strict=True)
+        )
+        return replace(self, network=AtPatch(network, patch), window=(x, y, z))
+
+    def for_channels(self, names: Sequence[str]) -> Segmenter:
+        """The same for volumes of these channels.
+
+        Args:
+            names: of the volumes' channels, in their order.
+
+        Raises:
+            UserError: the run was not trained on one of them, or takes no others than all.
+        """
+        known = self.channel_names
+        if known is None or tuple(names) == known:
+            return self
+        if not self.takes_some:
+            raise UserError(
+                f"the run takes all its channels in their order, {_listed(known)}, and not "
+                f"{_listed(names)}",
+                remedy="leave `channels` out; a run with `--encoder.embedding per_contrast` takes "
+                "any of them",
+                code="channels",
+            )
+        places = places_of(
+            names, known, "the volume", whose="the run",
+            remedy="say with `--channels` what each channel is, by these names",
+        )  # fmt: skip
+        rule = self.rule
+        if rule is not None and rule.modalities is not None:
+            modalities = tuple(rule.modalities[place] for place in places)
+            rule = replace(rule, modalities=modalities)
+        return replace(self, channel_names=tuple(names), rule=rule)
+
     def check_channels(self, channels: int) -> None:
         """Raises `UserError` where a volume has other channels than training had."""
         if self.channel_names is not None and channels != len(self.channel_names):
-            names = ", ".join(f"`{name}`" for name in self.channel_names)
+            remedy = "give all of them, in this order, as one file or one case"
+            if self.takes_some:
+                remedy = "say with `--channels` which of them it has, in its order"
             raise UserError(
                 f"the volume has {channels} channel(s), the run expects {len(self.channel_names)}: "
-                f"{names}",
-                remedy="give all of them, in this order, as one file or one case",
+                f"{_listed(self.channel_names)}",
+                remedy=remedy,
                 code="channels",
             )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def segmenter_of(network: nn.Module, size: Triple, window: Triple | None) -> Segmenter:
@@ -101,6 +178,9 @@ def predicting(segmenter: Segmenter) -> Iterator[Predictor]:
     The mode that each of its parts was in is restored afterwards.
     """
     network = segmenter.network.to(segmenter.device)
+    encoder = getattr(network, "encoder", None)
+    if isinstance(encoder, VolumeViT) and segmenter.channel_names is not None:
+        encoder.carry(segmenter.channel_names)
     device = torch.device(segmenter.device).type
     accepted = _accepted(network)
     training = [module for module in network.modules() if module.training]

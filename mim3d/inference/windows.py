@@ -137,6 +137,12 @@ def _holds_body(plan: Sweep, start: Triple, body: NDArray[np.bool_]) -> bool:
     return bool(body[tuple(sides)].any())
 
 
+def fitted(window: Triple, shape: Triple) -> Triple:
+    """The window, no larger than the volume: then none of it is padding."""
+    x, y, z = map(min, window, shape)
+    return x, y, z
+
+
 def axis_starts(size: int, window: int, overlap: float) -> list[int]:
     """Where windows begin along one axis: in equal strides, the last one pushed back inside.
 

@@ -38,6 +38,9 @@ class Context(NamedTuple):
     """`b k d`, normalised."""
     rotation: Rotation | None = None
     """Rotary positions of the k tokens."""
+    segments: Segments | None = None
+    """How the k tokens of a packed sequence divide: into as many samples as the tokens that look
+    at them, in the same order."""
 
 
 class Attended(NamedTuple):
@@ -120,7 +123,7 @@ class Attention(nn.Module):
             wants_map: whether the attention weights are returned.
             context: k tokens that are looked at; none is the tokens themselves.
             segments: how a packed sequence divides, b = 1; beside it there is neither `valid` nor
-                map nor context.
+                map, and a context has segments of its own.
         """
         b, n, d = tokens.shape
         seen_rotation = rotation if context is None else context.rotation
@@ -139,8 +142,9 @@ class Attention(nn.Module):
         weights = None
         if segments is not None:
             attend = partial(self._attend, bias=None, dropout=dropout)
+            seen = None if context is None else context.segments
             attended = attend_segments(
-                queries, keys, values, segments, attend=attend, dropout=dropout
+                queries, keys, values, segments, seen=seen, attend=attend, dropout=dropout
             )
         elif wants_map:
             weights = attention_weights(queries, keys, bias)

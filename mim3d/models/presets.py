@@ -71,13 +71,13 @@ def completed(
 
     Args:
         config: as the user wrote it.
-        channels: channels of the store.
+        channels: channels of the store; an encoder that names its contrasts has as many as these.
         crop_size: voxels of a training crop.
         spacing_mm: median spacing of the cohort.
     """
     return replace(
         config,
-        channels=channels if config.channels is None else config.channels,
+        channels=config.channels or len(config.contrasts) or channels,
         learned_grid=config.learned_grid or TokenGrid.over(crop_size, config.patch).counts,
         default_spacing_mm=config.default_spacing_mm or spacing_mm,
     )

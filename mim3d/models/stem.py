@@ -81,7 +81,17 @@ class ConvStem(nn.Module):
             cut: the crops, whole and as patches.
             index: `b k`, int64, the tokens that are asked for; None is all of them.
             is_masked: whether some patches must not be seen by others.
+
+        Raises:
+            ConfigError: the patches have another size than the stages were made for.
         """
+        if cut.crop.grid.patch != self.patch:
+            raise ConfigError(
+                f"`encoder.stem convolutional` was made for patches of {self.patch} voxels and "
+                f"cannot take patches of {cut.crop.grid.patch}",
+                remedy="use `--encoder.stem patches`, or one size of patch",
+                code="bad-patch",
+            )
         return self.isolated(*cut, index) if is_masked else self.dense(cut.crop)
 
     def dense(self, crop: PaddedCrop) -> Tensor:

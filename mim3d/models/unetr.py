@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig
+from mim3d.config.sections import DecoderConfig, Triple
 from mim3d.models.decoders import SkipSegmenter, build_decoder
 from mim3d.models.direct import DirectPath
-from mim3d.models.vit import HiddenStates, Spacing, VolumeViT
+from mim3d.models.vit import Crops, HiddenStates, Spacing, VolumeViT
 
 
 class UNETR(nn.Module):
@@ -41,7 +44,11 @@ class UNETR(nn.Module):
         return path
 
     def forward(
-        self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
+        self,
+        voxels: Tensor,
+        spacing_mm: Spacing = None,
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> Tensor:
         """Logits `b k x y z` of the voxels' own size.
 
@@ -49,30 +56,68 @@ class UNETR(nn.Module):
             voxels: `b c x y z`, normalised, any size.
             spacing_mm: `b 3` or three numbers; none takes the encoder's default.
             valid: `b x y z` bool, False at padding; none is all valid.
+            present: `b c` bool, which contrasts are there; none is all (`VolumeViT.placed`).
         """
-        states, voxels = self.encoded(voxels, spacing_mm, valid)
+        return self.decoded(*self.encoded(voxels, spacing_mm, valid, present))
+
+    def decoded(self, states: HiddenStates, voxels: Tensor) -> Tensor:
+        """Logits `b k x y z` from hidden states and the voxels that `encoded` gave with them."""
         logits: Tensor = self.decoder(states, voxels)
         return logits if self.direct is None else logits + self.direct(states, voxels)
 
     def pyramid(
-        self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
+        self,
+        voxels: Tensor,
+        spacing_mm: Spacing = None,
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> list[Tensor]:
         """The logits, and behind them those of the coarser levels that are supervised in training.
 
         Arguments as `forward`'s.
         """
         if not isinstance(self.decoder, SkipSegmenter):
-            return [self(voxels, spacing_mm, valid)]
-        states, voxels = self.encoded(voxels, spacing_mm, valid)
-        logits = self.decoder.pyramid(states, voxels)
+            return [self(voxels, spacing_mm, valid, present)]
+        return self._levels(*self.encoded(voxels, spacing_mm, valid, present))
+
+    def pyramids_packed(self, crops: Sequence[Crops]) -> list[list[Tensor]]:
+        """`pyramid` of groups of crops of several sizes, which are encoded as one sequence.
+
+        Args:
+            crops: as `VolumeViT.forward_packed` takes them, with 0 in padding.
+        """
+        taps: Any = self.decoder.taps
+        states = self.encoder.forward_packed(crops, taps=taps)
+        return [self._levels(seen, group.voxels) for seen, group in zip(states, crops, strict=True)]
+
+    def _levels(self, states: HiddenStates, voxels: Tensor) -> list[Tensor]:
+        """The logits, and behind them those of the coarser levels, if there are any."""
+        decoder = self.decoder
+        if isinstance(decoder, SkipSegmenter):
+            logits = decoder.pyramid(states, voxels)
+        else:
+            logits = [decoder(states, voxels)]
         if self.direct is not None:
             logits[0] = logits[0] + self.direct(states, voxels)
         return logits
 
     def encoded(
-        self, voxels: Tensor, spacing_mm: Spacing, valid: Tensor | None
+        self,
+        voxels: Tensor,
+        spacing_mm: Spacing,
+        valid: Tensor | None,
+        present: Tensor | None = None,
+        *,
+        patch: Triple | None = None,
     ) -> tuple[HiddenStates, Tensor]:
-        """Hidden states at the decoder's taps, and the voxels with nothing in padding."""
+        """Hidden states at the decoder's taps, and the voxels by contrast, none in padding.
+
+        Arguments as `VolumeViT`'s.
+        """
+        voxels, shown = self.encoder.placed(voxels, present)
         if valid is not None:
             voxels = torch.where(valid[:, None], voxels, voxels.new_zeros(()))
-        return self.encoder(voxels, spacing_mm, valid=valid, taps=self.decoder.taps), voxels
+        states = self.encoder(
+            voxels, spacing_mm, valid=valid, taps=self.decoder.taps, shown=shown, patch=patch
+        )
+        return states, voxels

@@ -15,8 +15,11 @@ from mim3d.config.sections import EncoderConfig, Triple
 from mim3d.foundation.errors import ConfigError, ShapeError, check_shape
 from mim3d.models.attention import Attended
 from mim3d.models.blocks import Block, initialise
+from mim3d.models.contrasts import Placed, known_contrasts, place
 from mim3d.models.presets import size_of
+from mim3d.models.resize import resized_kernel
 from mim3d.models.stem import ConvStem
+from mim3d.tokens.contrasts import ContrastEmbedding, places_of
 from mim3d.tokens.embed import PatchEmbedding
 from mim3d.tokens.grid import TokenGrid, valid_box
 from mim3d.tokens.masking import TokenSplit
@@ -77,7 +80,10 @@ class Crops(NamedTuple):
     replaced: Replacement | None = None
     """Tokens that are exchanged before positions are added."""
     cut: CutCrop | None = None
-    """The same voxels as patches, where the caller has cut them already."""
+    """The same voxels as patches, where the caller has cut them already; of any size."""
+    shown: Tensor | None = None
+    """`b n c` or `b 1 c` bool, which contrasts of a token are looked at; voxels are as
+    `VolumeViT.placed` gives them then. None is all that are there."""
 
 
 class _Embedded(NamedTuple):
@@ -107,15 +113,20 @@ class VolumeViT(nn.Module):
     Stores `embedding`, `positions`, `class_token`, `registers`, `blocks` and `norm`. Weights are
     drawn from torch's generator, which the caller seeds.
 
+    With `embedding: per_contrast` the channels of what it is given are `config.contrasts`, or those
+    that `carry` named.
+
     Args:
-        config: the encoder's section; `channels` None is 1.
+        config: the encoder's section; `channels` None is 1, or the number of `contrasts`.
     """
 
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
         config = config or EncoderConfig()
-        self.config = config if config.channels is not None else replace(config, channels=1)
-        self.channels: int = config.channels or 1
+        self.channels: int = config.channels or max(1, len(config.contrasts))
+        self.config = replace(config, channels=self.channels)
+        self.contrasts = known_contrasts(self.config)
+        self._carried: tuple[int, ...] | None = None
         self.patch: Triple = config.patch
         self.width, self.depth, self.heads = size_of(config)
         self.embedding = _embedding(config, self.channels, self.width)
@@ -131,6 +142,8 @@ class VolumeViT(nn.Module):
         self.blocks = nn.ModuleList(self._block(i) for i in range(self.depth))
         self.norm = nn.LayerNorm(self.width)
         initialise(self, config.initialisation)
+        if isinstance(self.embedding, ContrastEmbedding):
+            self.embedding.initialise(config.initialisation)
 
     @classmethod
     def preset(cls, name: str, **fields: object) -> VolumeViT:
@@ -158,6 +171,9 @@ class VolumeViT(nn.Module):
         taps: Sequence[int] = (),
         attention_maps: Sequence[int] = (),
         cut: CutCrop | None = None,
+        patch: Triple | None = None,
+        present: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> HiddenStates:
         """Hidden states of all tokens, or of the visible ones.
 
@@ -171,13 +187,27 @@ class VolumeViT(nn.Module):
             taps: numbers of blocks passed (1 = after the first block, depth = the last).
             attention_maps: likewise, the blocks whose attention weights are returned.
             cut: the same voxels as patches, where the caller has cut them already.
+            patch: voxels of a patch along x, y, z, in place of the config's: the embedding's
+                weights are resized to it (`resize.resized_kernel`). None is that of `cut`.
+            present: `b c` bool, which channels are there; what stands in others does not matter.
+                None is all. Only with `embedding: per_contrast`.
+            shown: `b n c` or `b 1 c` bool, which contrasts of a token are looked at, beside voxels
+                as `placed` gives them, in place of `present`.
 
         Raises:
-            ShapeError: voxels of another number of axes or channels, or taps out of range.
+            ShapeError: voxels of another number of axes or channels, taps out of range, or two
+                sizes of a patch.
+            ConfigError: patches of another size than a convolutional stem was made for.
             UserError: positions are in millimetres and no spacing is known.
         """
         self._check_blocks((*taps, *attention_maps))
-        given = self._embedded(Crops(voxels, spacing_mm, valid, split, replaced, cut))
+        if shown is None:
+            voxels, shown = self.placed(voxels, present)
+        if patch is not None:
+            cut = cut or cut_crop(voxels, valid, patch)
+            if cut.crop.grid.patch != patch:
+                raise ShapeError(f"VolumeViT expects patches {patch}, got {cut.crop.grid.patch}")
+        given = self._embedded(Crops(voxels, spacing_mm, valid, split, replaced, cut, shown))
         seen = self._with_prefix(given.token_valid)
         stream = self._run(given.tokens, given.rotation, taps, attention_maps, valid=seen)
         return self._states(given, stream._replace(tokens=self.norm(stream.tokens)))
@@ -207,7 +237,7 @@ class VolumeViT(nn.Module):
         packing = Packing(sizes, [self._with_prefix(group.token_valid) for group in groups])
 
         tokens = packing.pack([group.tokens for group in groups])
-        rotation = _packed_rotation([group.rotation for group in groups], packing)
+        rotation = packing.pack_rotations([group.rotation for group in groups])
         stream = self._run(tokens, rotation, taps, segments=packing.segments)
 
         last = packing.unpack(self.norm(stream.tokens))
@@ -217,9 +247,49 @@ class VolumeViT(nn.Module):
             for i, group in enumerate(groups)
         ]
 
+    def carry(self, names: Sequence[str]) -> None:
+        """From now on the channels of what is given are the contrasts of these names.
+
+        An encoder that maps all channels jointly knows no names, and nothing changes.
+
+        Raises:
+            ConfigError: a name is not among `contrasts`, or occurs twice.
+        """
+        if self.contrasts:
+            self._carried = places_of(names, self.contrasts, "the volume")
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Which of its contrasts each channel of what it is given is."""
+        return self._carried or tuple(range(self.channels))
+
+    def placed(self, voxels: Tensor, present: Tensor | None = None) -> Placed:
+        """Volumes with their channels at the places of their contrasts; as they are if joint.
+
+        Args:
+            voxels: `b c x y z`, of the channels that `carry` named.
+            present: `b c` bool, which of them are there; None is all.
+
+        Raises:
+            ShapeError: another number of channels.
+            ConfigError: `present` is given and the encoder maps all channels jointly.
+        """
+        if self.contrasts:
+            return place(voxels, present, self.places, self.channels)
+        if present is not None:
+            raise ConfigError(
+                "an encoder with `embedding joint` needs every channel of a volume",
+                remedy="train with `--encoder.embedding per_contrast`",
+                code="contrasts",
+            )
+        return Placed(voxels, None)
+
     def _embedded(self, crops: Crops) -> _Embedded:
         """From voxels to the tokens that the first block gets."""
-        voxels, spacing_mm, valid, split, replaced, cut = crops
+        if crops.shown is None:
+            voxels, shown = self.placed(crops.voxels)
+            crops = crops._replace(voxels=voxels, shown=shown)
+        voxels, spacing_mm, valid, split, replaced, cut, shown = crops
         check_shape(voxels, "b c x y z", "VolumeViT")
         if voxels.shape[1] != self.channels:
             raise ShapeError(f"VolumeViT has {self.channels} channels, got {voxels.shape[1]}")
@@ -233,8 +303,11 @@ class VolumeViT(nn.Module):
             # A token that knows of its surroundings would know what is masked beside it.
             is_masked = split is not None or replaced is not None
             tokens = self.embedding(cut, index, is_masked=is_masked)
+        elif isinstance(self.embedding, ContrastEmbedding):
+            assert shown is not None  # `placed` says what is there
+            tokens = self.embedding(patches, shown, index, self._kernel(crop.grid.patch))
         else:
-            tokens = self.embedding(patches, index)
+            tokens = self.embedding(patches, index, self._kernel(crop.grid.patch))
         if replaced is not None:
             masked = replaced.masked[..., None]
             tokens = torch.where(masked, replaced.token.to(tokens.dtype), tokens)
@@ -252,6 +325,13 @@ class VolumeViT(nn.Module):
         tokens = torch.cat([part.expand(len(tokens), -1, -1) for part in first] + [tokens], dim=1)
         token_valid = crop.token_valid if split is None else split.visible_valid
         return _Embedded(tokens, rotation, _unless_all(token_valid), crop.grid, coordinates)
+
+    def _kernel(self, patch: Triple) -> Tensor | None:
+        """The embedding's weight for patches of another size; None for those of its own."""
+        if patch == self.patch or isinstance(self.embedding, ConvStem):
+            return None
+        weight = self.embedding.projection.weight
+        return resized_kernel(weight, self.patch, patch, self.channels)
 
     def _with_prefix(self, token_valid: Tensor | None) -> Tensor | None:
         """Which of the sequence may be looked at, `b (k n)`: class token and registers always."""
@@ -331,7 +411,11 @@ class VolumeViT(nn.Module):
             raise ShapeError(f"taps lie between 1 and {self.depth}, got {tuple(numbers)}")
 
 
-def _embedding(config: EncoderConfig, channels: int, width: int) -> PatchEmbedding | ConvStem:
+def _embedding(
+    config: EncoderConfig, channels: int, width: int
+) -> PatchEmbedding | ContrastEmbedding | ConvStem:
+    if config.embedding == "per_contrast":
+        return ContrastEmbedding(channels, config.patch, width)
     if config.stem == "convolutional":
         return ConvStem(channels, config.patch, width, config.stem_width)
     if config.stem == "patches":
@@ -343,14 +427,6 @@ def _tokens(count: int, width: int) -> nn.Parameter | None:
     if not count:
         return None
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(count, width), std=0.02))
-
-
-def _packed_rotation(rotations: Sequence[Rotation | None], packing: Packing) -> Rotation | None:
-    known = [rotation for rotation in rotations if rotation is not None]
-    if not known:
-        return None
-    cosines, sines = zip(*known, strict=True)
-    return Rotation(packing.pack(cosines), packing.pack(sines))
 
 
 def _unless_all(valid: Tensor | None) -> Tensor | None:

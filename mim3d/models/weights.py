@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -22,6 +22,7 @@ from mim3d.config.tree import hints
 from mim3d.config.values import convert
 from mim3d.foundation.documents import DocumentError, parsed
 from mim3d.foundation.errors import WeightsError
+from mim3d.models.adaptation import Adapted, adapted_tensors
 from mim3d.models.presets import PRESETS
 from mim3d.models.tensor_file import write_tensors
 from mim3d.models.vit import VolumeViT
@@ -72,13 +73,15 @@ class TransferReport:
 
     Args:
         source: where the weights came from.
-        loaded: the encoder's keys, every one of which now equals the source's.
+        loaded: the encoder's keys, every one of which now equals the source's or is `adapted`.
         left: keys of the source that are no encoder's: its decoder, its mask token.
+        adapted: the tensors that were changed on the way, with old and new shape.
     """
 
     source: str
     loaded: tuple[str, ...]
     left: tuple[str, ...]
+    adapted: tuple[Adapted, ...] = ()
 
 
 def encoder_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -120,7 +123,12 @@ def module_misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[Mis
 
 
 def transfer_encoder(
-    encoder: VolumeViT, tensors: Mapping[str, Tensor], *, source: str = "the weights"
+    encoder: VolumeViT,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str = "the weights",
+    found: EncoderConfig | None = None,
+    adapt: Collection[str] = (),
 ) -> TransferReport:
     """Puts all encoder tensors of a checkpoint into an encoder, or none and says why.
 
@@ -128,12 +136,17 @@ def transfer_encoder(
         encoder: is changed only if every tensor fits.
         tensors: a run's (`encoder.*` beside others) or an encoder's own state.
         source: its name in messages.
+        found: the encoder that the tensors belong to; needed to adapt them.
+        adapt: what of them may be adapted to the encoder: `patch`, `channels`, `positions`.
 
     Raises:
-        WeightsError: anything is missing, left over, of another shape or not finite; every such
-            key is listed.
+        WeightsError: anything is missing, left over, of another shape or not finite, and is not
+            to be adapted; every such key is listed.
     """
     inside, left = encoder_tensors(tensors)
+    adapted: tuple[Adapted, ...] = ()
+    if found is not None and adapt:
+        inside, adapted = adapted_tensors(inside, found, encoder.config, parts=adapt, source=source)
     wrong = misfits(encoder, inside)
     if wrong:
         wanted = len(encoder.state_dict())
@@ -145,7 +158,7 @@ def transfer_encoder(
             code="weights-misfit",
         )
     encoder.load_state_dict(inside, strict=True)
-    return TransferReport(source, tuple(encoder.state_dict()), left)
+    return TransferReport(source, tuple(encoder.state_dict()), left, adapted)
 
 
 def load_whole(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -208,7 +208,7 @@ def _fitted_on(
 ) -> tuple[Tensor, Tensor]:
     """Features `n d` and shares of the classes `n (k c)` of tokens with labelled voxels."""
     assert batch.labels is not None
-    states, _ = network.encoded(batch.voxels, batch.spacing_mm, batch.valid)
+    states, _ = network.encoded(batch.voxels, batch.spacing_mm, batch.valid, batch.present)
     labels = labels_on(states.grid, batch.labels, batch.valid)
     shares, known = cell_shares(labels, states.grid.patch, path.cells, task.classes)
     if task.members is not None:

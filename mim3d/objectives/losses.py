@@ -63,6 +63,14 @@ class Overlap:
     predicted: Tensor
     labelled: Tensor
 
+    def __add__(self, other: Overlap) -> Overlap:
+        """Sums over both batches."""
+        return Overlap(
+            self.intersection + other.intersection,
+            self.predicted + other.predicted,
+            self.labelled + other.labelled,
+        )
+
     def dice(self, *, skip_first: bool) -> Tensor:
         """Soft Dice, mean over the channels that are labelled in the batch; NaN if none is."""
         dice = 2 * self.intersection / (self.predicted + self.labelled).clamp_min(1e-12)

@@ -15,15 +15,15 @@ def reconstruction(
 
     Args:
         crop: the padded crops.
-        masked: `b n` bool.
+        masked: `b n` bool, or `b n p` where the channels of a token differ in it.
         index: `b q`, tokens that were predicted; n where a shorter sample is filled up.
         predicted: `b q p`, in the crop's own intensities.
         spacing_mm: `b 3`.
 
     Returns:
         `original`, `masked` (masked patches at 0) and `reconstructed` (masked patches as
-        predicted), each `b c x y z` float32; `mask` `b x y z` bool; `spacing_mm` `b 3`. Padding is
-        0 and False everywhere.
+        predicted), each `b c x y z` float32; `mask` `b x y z` bool, of the first channel;
+        `spacing_mm` `b 3`. Padding is 0 and False everywhere.
     """
     grid, channels = crop.grid, crop.voxels.shape[1]
     x, y, z = grid.size
@@ -32,7 +32,7 @@ def reconstruction(
         return unpatchify(patches, grid, channels)[..., :x, :y, :z].float()
 
     patches = patchify(crop.voxels, grid.patch)
-    hidden = masked[..., None]
+    hidden = masked[..., None] if masked.ndim == 2 else masked
     places = index[..., None].expand(-1, -1, patches.shape[-1])
     room = torch.cat([patches, patches[:, :1]], dim=1)  # one more token, number n, for the filling
     guessed = room.scatter(1, places, predicted.to(patches.dtype))[:, : grid.n]

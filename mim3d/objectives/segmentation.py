@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim3d.config.sections import SegmentationConfig
-from mim3d.data.batch import IGNORE_INDEX, BatchNeeds, CropBatch
+from mim3d.data.batch import IGNORE_INDEX, BatchNeeds, CropBatch, MicroBatch
 from mim3d.data.regions import RegionScheme
+from mim3d.foundation.errors import ConfigError
 from mim3d.models.unetr import UNETR
+from mim3d.models.vit import Crops
 from mim3d.objectives.base import Moment, Outcome, Task
+from mim3d.objectives.contrast_masks import check_dropout, left_out
 from mim3d.objectives.losses import (
     DiceOptions,
     Overlap,
@@ -22,7 +26,12 @@ from mim3d.objectives.losses import (
     monai_loss,
     on_valid_voxels,
 )
+from mim3d.objectives.trimming import trimmed
 from mim3d.tokens.grid import TokenGrid, Triple
+from mim3d.tokens.masking import noise
+
+LossOf = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Overlap]]
+"""From logits and labels of crops of each size."""
 
 
 class Segmentation(Task):
@@ -37,7 +46,7 @@ class Segmentation(Task):
         values: label value of each class index, needed with regions.
     """
 
-    needs = BatchNeeds(labels=True)
+    needs = BatchNeeds(labels=True, several_sizes=True)
     members: Tensor | None
 
     def __init__(
@@ -54,6 +63,8 @@ class Segmentation(Task):
         self.encoder = network.encoder
         self.decoder = network.decoder
         self.classes = classes
+        _check_contrasts(self.encoder, config.contrast_dropout)
+        self.contrast_dropout = config.contrast_dropout
         members = None
         if regions is not None:
             if values is None or len(values) != classes:
@@ -84,29 +95,99 @@ class Segmentation(Task):
         super().train(mode)
         return self
 
-    def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
-        """The loss of a batch with labels; logs the soft Dice of what is labelled in it."""
-        if batch.labels is None:
-            raise ValueError("segmentation needs a batch with labels")
-        labels = batch.labels
-        if batch.valid is not None:
-            labels = labels.masked_fill(~batch.valid, IGNORE_INDEX)
-        finest, *coarser = self._logits(batch)
-        loss, overlap = self._loss(finest, labels)
+    def forward(self, batch: MicroBatch, moment: Moment) -> Outcome:
+        """The loss of crops with labels; logs the soft Dice of what is labelled in them.
+
+        Args:
+            batch: crops of one size; or of several, which are encoded as one sequence, each cut to
+                what is not padding. Their loss is the mean of what each crop has by itself.
+            moment: the keys of contrasts that are left out follow from it and the crops' ids.
+        """
+        parts = [self._with_some_contrasts(part, moment) for part in batch.parts]
+        if isinstance(batch, CropBatch):
+            return self._outcome([self._logits(parts[0])], parts, self._loss_of_one)
+        parts = [cut for part in parts for cut in trimmed(part)]
+        return self._outcome(self._logits_packed(parts), parts, self._loss_of_each)
+
+    def _outcome(
+        self, logits: Sequence[list[Tensor]], parts: Sequence[CropBatch], loss_of: LossOf
+    ) -> Outcome:
+        """The loss over all levels, each half the weight of the next finer.
+
+        Args:
+            logits: of each part, its own size first and coarser levels behind.
+            parts: crops of one size each.
+            loss_of: from logits and labels of each part to the loss of a level.
+        """
+        labels = [_truth(part) for part in parts]
+        finest, *coarser = zip(*logits, strict=True)
+        loss, overlap = loss_of(finest, labels)
         total = 1.0
-        for level, logits in enumerate(coarser, start=1):
+        for level, coarse in enumerate(coarser, start=1):
             weight = 0.5**level
-            pooled = coarsened(labels, logits, self.network.encoder.patch)
-            loss = loss + weight * self._loss(logits, pooled)[0]
+            patch = self.network.encoder.patch
+            pairs = zip(labels, coarse, strict=True)
+            pooled = [coarsened(truth, answer, patch) for truth, answer in pairs]
+            loss = loss + weight * loss_of(coarse, pooled)[0]
             total += weight
         return Outcome(loss / total, {"dice": overlap.dice(skip_first=self.members is None)})
+
+    def _with_some_contrasts(self, batch: CropBatch, moment: Moment) -> CropBatch:
+        """In training, without those that `contrast_dropout` leaves out."""
+        if not (self.training and self.contrast_dropout):
+            return batch
+        present = batch.present
+        if present is None:
+            everything = batch.voxels.shape[:2]
+            present = torch.ones(everything, dtype=torch.bool, device=batch.voxels.device)
+        chance = noise(moment.keys(batch, "contrasts"), present.shape[1])
+        gone = left_out(present, chance, self.contrast_dropout)
+        return replace(batch, present=present & ~gone)
 
     def _logits(self, batch: CropBatch) -> list[Tensor]:
         """Of the voxels' own size, and behind them those of coarser levels that are supervised."""
         network = self.network
         if isinstance(network, UNETR):
-            return network.pyramid(batch.voxels, batch.spacing_mm, valid=batch.valid)
+            return network.pyramid(
+                batch.voxels, batch.spacing_mm, valid=batch.valid, present=batch.present
+            )
         return [network(batch.voxels, batch.spacing_mm, valid=batch.valid)]
+
+    def _logits_packed(self, parts: Sequence[CropBatch]) -> list[list[Tensor]]:
+        """`_logits` of each part, encoded as one sequence where the network can."""
+        network = self.network
+        if not isinstance(network, UNETR):
+            return [self._logits(part) for part in parts]
+        crops = []
+        for part in parts:
+            voxels, shown = network.encoder.placed(part.voxels, part.present)
+            if part.valid is not None:
+                voxels = torch.where(part.valid[:, None], voxels, voxels.new_zeros(()))
+            crops.append(Crops(voxels, part.spacing_mm, part.valid, shown=shown))
+        return network.pyramids_packed(crops)
+
+    def _loss_of_one(
+        self, logits: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> tuple[Tensor, Overlap]:
+        """Of crops of one size together."""
+        (answer,), (truth,) = logits, labels
+        return self._loss(answer, truth)
+
+    def _loss_of_each(
+        self, logits: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> tuple[Tensor, Overlap]:
+        """The mean over crops; with `batch_dice` that of all their voxels as one crop."""
+        if self.options.batch_dice:
+            columns = torch.cat([part.transpose(0, 1).flatten(1) for part in logits], dim=1)
+            row = torch.cat([part.flatten() for part in labels])
+            return self._loss(columns[None, :, :, None, None], row[None, :, None, None])
+        pairs = [
+            (answer[i : i + 1], truth[i : i + 1])
+            for answer, truth in zip(logits, labels, strict=True)
+            for i in range(len(answer))
+        ]
+        losses, overlaps = zip(*(self._loss(*pair) for pair in pairs), strict=True)
+        return torch.stack(losses).mean(), sum(overlaps[1:], start=overlaps[0])
 
     def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Overlap]:
         counted = labels != IGNORE_INDEX
@@ -127,6 +208,25 @@ class Segmentation(Task):
         assert self.members is not None
         indices = torch.where(counted, labels, 0).long()
         return self.members[:, indices].movedim(0, 1)
+
+
+def _check_contrasts(encoder: object, dropout: float) -> None:
+    check_dropout(dropout)
+    if dropout and not getattr(encoder, "contrasts", ()):
+        raise ConfigError(
+            "`objective.contrast_dropout` needs an encoder with a map for each contrast",
+            remedy="start from a run with `--encoder.embedding per_contrast`, or leave it out",
+            code="contrasts",
+        )
+
+
+def _truth(batch: CropBatch) -> Tensor:
+    """Class indices `b x y z`, with padding among what is ignored."""
+    if batch.labels is None:
+        raise ValueError("segmentation needs a batch with labels")
+    if batch.valid is None:
+        return batch.labels
+    return batch.labels.masked_fill(~batch.valid, IGNORE_INDEX)
 
 
 def coarsened(labels: Tensor, logits: Tensor, patch: Triple) -> Tensor:

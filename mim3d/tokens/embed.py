@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mim3d.tokens.gather import gather
@@ -21,13 +22,16 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.projection = nn.Linear(channels * math.prod(patch), width)
 
-    def forward(self, patches: Tensor, index: Tensor | None = None) -> Tensor:
+    def forward(
+        self, patches: Tensor, index: Tensor | None = None, kernel: Tensor | None = None
+    ) -> Tensor:
         """Tokens of the patches at `index`, `b k d`; of all patches if it is None.
 
         Args:
             patches: `b n p`.
             index: `b k`, int64.
+            kernel: `d p`, in place of the stored weight where patches have another size.
         """
         chosen = patches if index is None else gather(patches, index)
-        tokens: Tensor = self.projection(chosen)
-        return tokens
+        weight = self.projection.weight if kernel is None else kernel
+        return F.linear(chosen, weight, self.projection.bias)

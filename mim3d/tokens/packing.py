@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mim3d.foundation.errors import ShapeError, check_shape
+from mim3d.tokens.positions import Rotation
 
 
 class Run(NamedTuple):
@@ -47,11 +48,7 @@ class Segments:
     @property
     def runs(self) -> Iterator[Run]:
         """Neighbours of one length together, in order."""
-        start = 0
-        for length, alike in groupby(self.lengths):
-            run = Run(start, len(tuple(alike)), length)
-            yield run
-            start = run.stop
+        return (run for run, _ in paired_runs(self, self))
 
     def offsets(self, device: torch.device) -> Tensor:
         """Where each sample begins, and behind the last where it ends, `s + 1`, int64."""
@@ -63,6 +60,16 @@ class Segments:
         lengths = torch.tensor(self.lengths).to(values.device, non_blocking=True)
         # The size is told: asking the device for it would wait.
         return values.repeat_interleave(lengths, dim=0, output_size=self.n)
+
+
+def paired_runs(first: Segments, second: Segments) -> Iterator[tuple[Run, Run]]:
+    """Neighbours that have one length together in both of two sequences of the same samples."""
+    starts = [0, 0]
+    for lengths, alike in groupby(zip(first.lengths, second.lengths, strict=True)):
+        samples = len(tuple(alike))
+        one, other = (Run(s, samples, n) for s, n in zip(starts, lengths, strict=True))
+        yield one, other
+        starts = [one.stop, other.stop]
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,14 @@ class Packing:
             flat = tokens.expand(group.batch, -1, -1).flatten(0, 1)
             parts.append(flat if group.places is None else flat.index_select(0, group.places))
         return torch.cat(parts)[None]
+
+    def pack_rotations(self, groups: Sequence[Rotation | None]) -> Rotation | None:
+        """Rotary positions of the packed sequence; None where the groups have none."""
+        known = [rotation for rotation in groups if rotation is not None]
+        if not known:
+            return None
+        cosines, sines = zip(*known, strict=True)
+        return Rotation(self.pack(cosines), self.pack(sines))
 
     def unpack(self, packed: Tensor) -> list[Tensor]:
         """The groups again, each `b n d`, 0 at padding.

@@ -88,10 +88,11 @@ class Positions(nn.Module):
     """One kind of positions for tokens of one width.
 
     Args:
-        kind: `learned`, `sincos_index`, `sincos_mm` or `rotary_mm`.
+        kind: `learned`, `sincos_index`, `sincos_mm`, `rotary_mm` or `rotary_index`.
         width: channels of a token.
         heads: attention heads; a head of 64 gives 20 + 20 + 20 rotated and 4 unrotated channels.
-        wavelengths_mm: shortest and longest wavelength of the kinds in millimetres.
+        wavelengths_mm: shortest and longest wavelength of the kinds in millimetres; of
+            `rotary_index`, in voxels.
         learned_grid: token grid of the learned table.
 
     Raises:
@@ -124,7 +125,7 @@ class Positions(nn.Module):
             self.table = nn.Parameter(torch.empty(1, math.prod(learned_grid), width))
             nn.init.trunc_normal_(self.table, std=0.02)
             return
-        channels = width // heads if kind == "rotary_mm" else width
+        channels = width // heads if self.is_rotary else width
         if channels < 6:
             raise ConfigError(
                 f"`encoder.positions {kind}` needs 6 channels or more, there are {channels}",
@@ -141,13 +142,19 @@ class Positions(nn.Module):
         """Whether spacing is needed."""
         return self.kind.endswith("_mm")
 
+    @property
+    def is_rotary(self) -> bool:
+        """Whether queries and keys are turned; nothing is added to the tokens then."""
+        return self.kind.startswith("rotary_")
+
     def coordinates(
         self, grid: TokenGrid, spacing_mm: Tensor | None, box: ValidBox | None, device: torch.device
     ) -> Tensor:
         """Where the tokens lie, in the unit of this kind.
 
-        Millimetres from the centre of the valid box; token indices from its first corner; or, for
-        the learned table, the same as a share of the box rounded up to whole tokens.
+        Millimetres, or for `rotary_index` voxels, from the centre of the valid box; token indices
+        from its first corner; or, for the learned table, the same as a share of the box rounded up
+        to whole tokens.
 
         Args:
             grid: the tokens.
@@ -168,8 +175,9 @@ class Positions(nn.Module):
                     remedy="pass `spacing_mm` or set `encoder.default_spacing_mm`",
                     code="no-spacing",
                 )
-            origin = None if box is None else (box.start + box.stop) / 2
-            return grid.centres_mm(spacing_mm, origin)
+            return _from_centre(grid, spacing_mm, box)
+        if self.is_rotary:
+            return _from_centre(grid, torch.ones((1, 3), device=device), box)
         patch = torch.tensor(grid.patch, device=device)
         centres = grid.centres_voxel(device)[None] / patch
         if box is None:
@@ -194,7 +202,7 @@ class Positions(nn.Module):
         Returns:
             `b k d` or `1 n d`, float32.
         """
-        if self.kind == "rotary_mm":
+        if self.is_rotary:
             return None
         if self.table is not None:
             everywhere = self._sampled(coordinates, grid)
@@ -210,7 +218,7 @@ class Positions(nn.Module):
             index: `b k`, int64; none is all tokens.
             prefix: tokens without position that stand in front; they are not turned.
         """
-        if self.kind != "rotary_mm":
+        if not self.is_rotary:
             return None
         here = coordinates if index is None else gather(coordinates, index)
         angles = (here[..., None] * self.frequencies).flatten(2)
@@ -229,3 +237,9 @@ class Positions(nn.Module):
         cells = cells.expand(points.shape[0], -1, -1, -1, -1)
         found = F.grid_sample(cells, points, padding_mode="border", align_corners=False)
         return found[..., 0, 0].transpose(1, 2)
+
+
+def _from_centre(grid: TokenGrid, spacing_mm: Tensor, box: ValidBox | None) -> Tensor:
+    """Millimetres from the centre of what is valid, `b n 3`."""
+    origin = None if box is None else (box.start + box.stop) / 2
+    return grid.centres_mm(spacing_mm, origin)

@@ -26,7 +26,7 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.inference.blinding import blind
 from mim3d.inference.sliding_window import slabs
-from mim3d.inference.windows import check_inference, plan_sweep
+from mim3d.inference.windows import check_inference, fitted, plan_sweep
 from mim3d.models.unetr import UNETR
 from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
@@ -38,14 +38,13 @@ from mim3d.training.run import CURVE, Run
 from mim3d.workflows.assembly import (
     initialising,
     preparation_record,
-    resolved_encoder,
     run_folder,
     skipped,
     store_of,
 )
+from mim3d.workflows.initial import SCRATCH, encoder_for
 from mim3d.workflows.loading import (
     INIT,
-    encoder_of,
     initial_record,
     keep_preparation,
     network_of,
@@ -54,9 +53,6 @@ from mim3d.workflows.loading import (
 )
 from mim3d.workflows.memory import training_need, within_memory
 from mim3d.workflows.result import Result
-
-SCRATCH = "none"
-"""What `--init` says to start from scratch."""
 
 
 def finetune(
@@ -110,7 +106,9 @@ def finetune(
     if dry_run:
         reporter.say(str(training_need(config)))
         return Result(text="nothing was written (--dry_run)")
-    run = Run.create_or_continue(folder, to_mapping(config), overwrite=overwrite)
+    run = Run.create_or_continue(
+        folder, to_mapping(config), defaults=to_mapping(FinetuneConfig()), overwrite=overwrite
+    )
     if run.is_done:
         return Result(text=f"`{folder}` is done", facts=run.results(), files=(folder,))
 
@@ -118,9 +116,12 @@ def finetune(
         keep_preparation(run, preparation_record(store, cases, "finetune"))
         with initialising(config.training.seed, "finetune"):
             network = network_of(config, classes)
+        network.encoder.carry(store.channel_names)
         if config.init != SCRATCH:
-            start_from(network.encoder, str(config.init), config.init_checkpoint, reporter)
-            run.write_json(INIT, initial_record(str(config.init), config.init_checkpoint))
+            where = str(config.init), config.init_checkpoint
+            start_from(network.encoder, *where, reporter, config.init_adapt)
+            record = initial_record(*where, asked=config.encoder, adapt=config.init_adapt)
+            run.write_json(INIT, record)
         task = Segmentation(
             network, config.objective, classes.count, regions=scheme, values=classes.values
         )
@@ -174,10 +175,11 @@ def resolved(
 ) -> FinetuneConfig:
     """The config with what store and initial run decide filled in.
 
-    Where config and line are silent on the encoder, it is the initial run's.
+    Where config and line are silent on the encoder, it is the initial run's (`encoder_for`).
 
     Raises:
         ConfigError: `init` says nothing; or the config's encoder contradicts the run's.
+        WeightsError: the run's weights cannot be adapted as `init_adapt` asks.
     """
     if config.init is None:
         raise ConfigError(
@@ -186,30 +188,7 @@ def resolved(
             "start from scratch",
             code="no-init",
         )
-    if config.init == SCRATCH:
-        return replace(config, encoder=resolved_encoder(config.encoder, config.data, store))
-    found = encoder_of(config.init, config.init_checkpoint)
-    asked, plain = config.encoder, type(config.encoder)()
-    for field, value in vars(asked).items():
-        is_said = value != getattr(plain, field) if said is None else f"encoder.{field}" in said
-        if is_said and field not in LEARNING_FIELDS and value != getattr(found, field):
-            raise ConfigError(
-                f"`encoder.{field}` is {value}, but `{config.init}` has {getattr(found, field)}",
-                remedy=f"add `--encoder.{field} {_typed(getattr(found, field))}`, or take "
-                f"`encoder.{field}` out of the config: then it comes from the run",
-                code="encoder-differs",
-            )
-    taken = replace(found, **{field: getattr(asked, field) for field in LEARNING_FIELDS})
-    return replace(config, encoder=resolved_encoder(taken, config.data, store))
-
-
-def _typed(value: object) -> str:
-    """A setting as one types it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-LEARNING_FIELDS = ("drop_path", "attention_dropout", "checkpointing")
-"""Fields of the encoder that shape learning and not weights: fine-tuning sets its own."""
+    return replace(config, encoder=encoder_for(config, store, said))
 
 
 def _labelled(store: Store) -> ClassTable:
@@ -337,6 +316,7 @@ def _case_dice(
     assert labels is not None  # validation cases are labelled ones
     voxels = torch.from_numpy(case.read_normalised((0, 0, 0), size)).to(device)
     x, y, z = size
+    window = fitted(window, (x, y, z)) if config.data.crop_sizes else window
     sweep = plan_sweep((x, y, z), window, config.inference.overlap)
     # Rows of labels as they come: the logits of all classes of a whole volume may not fit.
     rows = [

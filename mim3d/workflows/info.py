@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.config.reading import differences, read_config, to_mapping
+from mim3d.config.sections import EncoderConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.evaluation.results import read_results
 from mim3d.evaluation.table import table
@@ -88,7 +89,7 @@ def _of_run(place: Path) -> Result:
         f"{verb} run, {status.get('state', 'not started')} "
         f"({_number(status.get('step', 0)):,} of {config.training.steps:,} steps)",
         f"encoder   {encoder.preset}, patch ({size}), positions {encoder.positions}, "
-        f"{encoder.channels} channel(s); all of it is trained and kept",
+        f"{_channels(encoder)}; all of it is trained and kept",
         f"start     {origin}",
     ]
     lines.append(f"trained   on {len(record['trained_on'])} cases")
@@ -113,6 +114,12 @@ def _table(value: Any) -> dict[str, Any]:
 def _number(value: Any) -> int | float:
     """What stands in a record for a number; one that rotted is shown as what it is not."""
     return value if type(value) in (int, float) else float("nan")
+
+
+def _channels(encoder: EncoderConfig) -> str:
+    if not encoder.contrasts:
+        return f"{encoder.channels} channel(s)"
+    return f"any of the contrasts {', '.join(encoder.contrasts)}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from mim3d.foundation.documents import DocumentError, bounded, versioned
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.inference.segmenter import Segmenter
+from mim3d.models.adaptation import Adapted, adapted_tensors
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.models.weights import encoder_config, encoder_tensors, load_whole, transfer_encoder
@@ -71,16 +72,32 @@ def encoder_of(run: str | Path, which: Which = "last") -> EncoderConfig:
     return encoder_config(metadata, source=str(run))
 
 
-def start_from(encoder: VolumeViT, run: str, which: Which, reporter: Reporter) -> None:
+def start_from(
+    encoder: VolumeViT,
+    run: str,
+    which: Which,
+    reporter: Reporter,
+    adapt: Collection[str] | None = None,
+) -> None:
     """Puts a run's encoder into `encoder`, whole or not at all.
+
+    Args:
+        encoder: what the weights are for.
+        run: whose they are.
+        which: of its checkpoints.
+        reporter: is told what was taken, left and adapted.
+        adapt: what may be adapted: `patch`, `channels`, `positions`; None is nothing.
 
     Raises:
         WeightsError: anything does not fit; every key is listed.
     """
-    tensors, _ = read_weights(checkpoint_of(run, which))
-    report = transfer_encoder(encoder, tensors, source=run)
+    tensors, metadata = read_weights(checkpoint_of(run, which))
+    found = encoder_config(metadata, source=run)
+    report = transfer_encoder(encoder, tensors, source=run, found=found, adapt=adapt or ())
     left = f"; {len(report.left)} others (decoder, head) start afresh" if report.left else ""
     reporter.say(f"loaded all {len(report.loaded)} encoder tensors of `{run}`{left}")
+    for adapted in report.adapted:
+        reporter.say(f"adapted {adapted}")
 
 
 RECORD: dict[str, type] = {
@@ -93,14 +110,31 @@ RECORD: dict[str, type] = {
 """What a run keeps of its store has at least."""
 
 
-def initial_record(run: str, which: Which = "last") -> dict[str, Any]:
+def initial_record(
+    run: str,
+    which: Which = "last",
+    *,
+    asked: EncoderConfig | None = None,
+    adapt: Collection[str] | None = None,
+) -> dict[str, Any]:
     """What a run that starts from another keeps of it: the step, and a digest of the encoder.
 
     The digest is `weights_digest` of the encoder's tensors by their own keys: equal exactly where
-    every number is.
+    every number is. It is of the tensors as the other run has them, before any is adapted.
+
+    Args:
+        run: the other one.
+        which: of its checkpoints.
+        asked: the encoder that the run itself has; needed to say what was adapted.
+        adapt: as `start_from`'s.
     """
     folder = checkpoint_of(run, which)
-    inside, left = encoder_tensors(read_weights(folder)[0])
+    tensors, metadata = read_weights(folder)
+    inside, left = encoder_tensors(tensors)
+    changes: tuple[Adapted, ...] = ()
+    if asked is not None and adapt:
+        found = encoder_config(metadata, source=run)
+        _, changes = adapted_tensors(inside, found, asked, parts=adapt, source=run)
     return {
         "init": run,
         "checkpoint": which,
@@ -108,6 +142,8 @@ def initial_record(run: str, which: Which = "last") -> dict[str, Any]:
         "encoder_digest": weights_digest(inside),
         "loaded": sorted(inside),
         "left": list(left),
+        # Only where there is any: a run that adapts nothing keeps the same record as ever.
+        **({"adapted": [asdict(one) for one in changes]} if changes else {}),
     }
 
 
@@ -247,6 +283,8 @@ def load_segmenter(
         swap_on_flip=config.augmentation.swap_on_flip,
         device=chosen,
         precision=choose_precision(precision, chosen),
+        # Of crops of several sizes training cut all padding away.
+        pads=not config.data.crop_sizes,
     )
 
 

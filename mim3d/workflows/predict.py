@@ -142,6 +142,8 @@ class _Work:
         """
         name = job.output.name
         key = {**_key(job, self.settings), "trained_on": job.source in self.trained}
+        if channels := self._channels(job):
+            key["channels"] = list(channels)
         if self.record.get(name) != key or not job.is_there(self.config):
             spent = time.monotonic() - self.began
             left = f", {duration(spent / done * (total - done))} left" if done else ""
@@ -170,8 +172,12 @@ class _Work:
     def _predict(self, job: Job) -> None:
         config = self.config
         volume = read_images(job.case.images, align=config.align_channels, read=config.read)
+        channels = self._channels(job)
+        segmenters = self.segmenters
+        if channels:
+            segmenters = [one.for_channels(channels) for one in segmenters]
         prediction = inference.predict(
-            self.segmenters,
+            segmenters,
             volume,
             config.inference,
             progress=partial(_windows, self.reporter, job.case.case_id),
@@ -185,6 +191,13 @@ class _Work:
             _draw(job, volume, prediction.labels, self.segmenters[0])
         write_label(job.output, prediction.labels.voxels[0], volume)
         self.windows += prediction.windows
+
+    def _channels(self, job: Job) -> tuple[str, ...]:
+        """The names of a case's channels, where a run goes by them; empty where none does."""
+        if self.config.channels:
+            return self.config.channels
+        is_by_name = any(one.takes_some for one in self.segmenters)
+        return (job.channel_names or ()) if is_by_name else ()
 
     def result(self, jobs: Sequence[Job], labels: Sequence[Path]) -> Result:
         """What is told in the end; looks first whether all that was written is there.

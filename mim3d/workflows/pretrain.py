@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.models.vit import VolumeViT
 from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
+from mim3d.objectives.contrast_masks import check_contrasts
+from mim3d.objectives.drawn_patches import check_patches
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.pictures.reconstruction import draw_reconstruction
 from mim3d.training.fabric import choose_device
@@ -28,11 +30,12 @@ from mim3d.training.run import Run
 from mim3d.workflows.assembly import (
     initialising,
     preparation_record,
-    resolved_encoder,
     run_folder,
+    shares_of,
     skipped,
     store_of,
 )
+from mim3d.workflows.initial import encoder_for, is_fresh
 from mim3d.workflows.learning import draw_learning
 from mim3d.workflows.loading import INIT, initial_record, keep_preparation, start_from
 from mim3d.workflows.memory import training_need, within_memory
@@ -51,6 +54,7 @@ def pretrain(
     *,
     out: str | None = None,
     name: str = "run",
+    said: Collection[str] | None = None,
     reporter: Reporter | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -61,6 +65,8 @@ def pretrain(
         config: what to do; what the store decides (channels, spacing) is filled in.
         out: the run folder; `runs/pretrain-<name>` if left out.
         name: the config's name.
+        said: dotted settings that were written down; with `init` they must agree with the run or
+            be listed in `init_adapt`. None takes those that differ from the defaults.
         reporter: where progress goes.
         overwrite: start again where a run already stands.
         dry_run: say what would be done, and stop.
@@ -73,27 +79,33 @@ def pretrain(
         Interrupted: a signal came; the same call continues.
     """
     reporter = reporter or PlainReporter()
-    store = store_of(config.data)
-    config = replace(config, encoder=resolved_encoder(config.encoder, config.data, store))
+    store = store_of(config.data, several=True)
+    config = replace(config, encoder=encoder_for(config, store, said))
+    sizes = config.data.crop_sizes or (config.data.crop_size,)
+    check_patches(config.objective, config.encoder, sizes)
     cases = pretraining_cases(store, config.data, config.training.seed)
-    folder = run_folder(out, "pretrain", name)
+    folder, shares = run_folder(out, "pretrain", name), shares_of(store, cases)
     reporter.say(
         f"pre-training by {config.objective.name} on {len(cases)} volumes of "
-        f"`{config.data.store}`: {config.training.steps:,} steps of "
+        f"{shares}: {config.training.steps:,} steps of "
         f"{config.training.batch_size} crops into `{folder}`"
     )
     if dry_run:
         reporter.say(str(training_need(config)))
         return Result(text="nothing was written (--dry_run)")
-    run = Run.create_or_continue(folder, to_mapping(config), overwrite=overwrite)
+    run = Run.create_or_continue(
+        folder, to_mapping(config), defaults=to_mapping(PretrainConfig()), overwrite=overwrite
+    )
     if run.is_done:
         return Result(text=f"`{folder}` is done", facts=run.results(), files=(folder,))
 
     with run, within_memory(config, reporter):
         keep_preparation(run, preparation_record(store, cases, "pretrain"))
-        task = pretext_task(config, reporter)
-        if config.init not in (None, "none"):
-            run.write_json(INIT, initial_record(str(config.init), config.init_checkpoint))
+        task = pretext_task(config, reporter, store.channel_names)
+        if not is_fresh(config):
+            where = str(config.init), config.init_checkpoint
+            record = initial_record(*where, asked=config.encoder, adapt=config.init_adapt)
+            run.write_json(INIT, record)
         feed = make_feed(
             store,
             cases,
@@ -124,12 +136,24 @@ def pretrain(
     return _result(done, folder, curves, config.objective)
 
 
-def pretext_task(config: PretrainConfig, reporter: Reporter) -> Task:
-    """The pretext task around its encoder, freshly initialised or as `init` has it."""
+def pretext_task(
+    config: PretrainConfig, reporter: Reporter, channel_names: Sequence[str] = ()
+) -> Task:
+    """The pretext task around its encoder, freshly initialised or as `init` has it.
+
+    Args:
+        config: with the encoder that the store and the initial run decide.
+        reporter: is told what was loaded.
+        channel_names: of the store, for an encoder that knows contrasts; empty is all of these.
+    """
     with initialising(config.training.seed, "pretrain"):
         encoder = VolumeViT(config.encoder)
-        if config.init not in (None, "none"):
-            start_from(encoder, str(config.init), config.init_checkpoint, reporter)
+        if not is_fresh(config):
+            where = str(config.init), config.init_checkpoint
+            start_from(encoder, *where, reporter, config.init_adapt)
+        if channel_names:
+            encoder.carry(channel_names)
+        check_contrasts(encoder, config.objective)
         # Behind it: a teacher begins as a copy of the encoder.
         return PRETEXT_TASKS[config.objective.name](encoder, config.objective)
 

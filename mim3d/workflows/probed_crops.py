@@ -91,7 +91,7 @@ def labelled_crops(store: Store, config: PretrainConfig) -> tuple[ProbedCrops, P
     """
     seed, probes = config.training.seed, config.probes
     whole_list = replace(config.data, subjects=None)
-    cases = [c for c in pretraining_cases(store, whole_list, seed) if store.entry(c).has_label]
+    cases = store.labelled(pretraining_cases(store, whole_list, seed))
     subjects = {store.subject(case) for case in cases}
     if len(subjects) < 2 or store.classes is None or store.classes.count < 2:
         return None

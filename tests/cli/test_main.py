@@ -63,8 +63,7 @@ def test_training_is_called_with_the_resolved_config_and_its_name(
 
     config = read_config(config_file, kind, {"init": "none"})
     keywords = {"out": None, "name": "own", "overwrite": False, "dry_run": True}
-    if verb == "finetune":
-        keywords["said"] = frozenset({"data.crop_size", "init"})
+    keywords["said"] = frozenset({"data.crop_size", "init"})
     assert config.data.crop_size == (11, 13, 7)
     assert calls.only == (verb, (config,), keywords)
 

@@ -25,7 +25,7 @@ from mim3d.tokens.masking import STRATEGIES, count, is_masked, split_tokens
 PATCH = (4, 4, 2)
 SIZE = (11, 13, 7)
 GRID = TokenGrid.over(SIZE, PATCH)
-KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm"]
+KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm", "rotary_index"]
 STEMS = ["patches", "convolutional"]
 
 

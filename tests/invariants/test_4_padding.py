@@ -26,7 +26,7 @@ SIZE = (10, 13, 5)
 """No side is a multiple of the patch's."""
 WHOLE = (24, 20, 12)
 NEAR = {"far end": (0, 0, 0), "both ends": (8, 4, 2)}
-KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm"]
+KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm", "rotary_index"]
 STEMS = ["patches", "convolutional"]
 SPACING = (0.5, 1.0, 3.0)
 

@@ -20,7 +20,7 @@ ENCODER = EncoderConfig(
     # a head of 6 has one frequency: its wavelength must be no multiple of a token's 4, 8 or 1 mm
     default_spacing_mm=(1.0, 2.0, 0.5), wavelengths_mm=(37.0, 370.0),
 )  # fmt: skip
-KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm"]
+KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm", "rotary_index"]
 
 
 def cross(encoder: VolumeViT) -> CrossDecoder:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mim3d.models import packed_attention
-from mim3d.models.attention import Attention
+from mim3d.models.attention import Attention, Context
 from mim3d.models.blocks import Block, DropPath
 from mim3d.models.packed_attention import RUNS_MOST, choose_way
 from mim3d.tokens.packing import Segments
@@ -71,6 +71,52 @@ def test_segments_give_what_each_sample_gives_alone(
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
     for one, other in zip(gradients, truth, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+SEEN = (2, 2, 4, 7, 1, 1, 6)
+"""Tokens that the samples of `LENGTHS` look at, elsewhere."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rotates", [False, True])
+def test_segments_of_a_context_are_looked_at_by_their_own_samples(
+    way: str, rotates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail with keys cut by the lengths of the queries."""
+    monkeypatch.setattr(packed_attention, "choose_way", lambda *_: way)
+    torch.manual_seed(0)
+    layer, tokens = Attention(12, 3), packed()
+    seen = torch.randn(1, sum(SEEN), 12).requires_grad_()
+    own, other = (angles(sum(n)) if rotates else None for n in (LENGTHS, SEEN))
+    weight = torch.randn(1, sum(LENGTHS), 12)
+    leaves = [tokens, seen, *layer.parameters()]
+
+    parts = []
+    for i, (n, k) in enumerate(zip(LENGTHS, SEEN, strict=True)):
+        here = slice(sum(LENGTHS[:i]), sum(LENGTHS[:i]) + n)
+        there = slice(sum(SEEN[:i]), sum(SEEN[:i]) + k)
+        turned, their = (
+            None if each is None else Rotation(each.cos[:, at], each.sin[:, at])
+            for each, at in ((own, here), (other, there))
+        )
+        context = Context(seen[:, there], their)
+        parts.append(layer(tokens[:, here], rotation=turned, context=context).tokens)
+    expected = torch.cat(parts, dim=1)
+    truth = torch.autograd.grad((expected * weight).sum(), leaves)
+    context = Context(seen, other, Segments(SEEN))
+    result = layer(tokens, rotation=own, context=context, segments=Segments(LENGTHS)).tokens
+    gradients = torch.autograd.grad((result * weight).sum(), leaves)
+
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=0)
+    for one, another in zip(gradients, truth, strict=True):
+        torch.testing.assert_close(one, another, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_looked_at_counts_among_the_lengths_on_a_gpu() -> None:
+    alike, many = Segments((7,) * (RUNS_MOST + 1)), Segments(tuple(range(1, RUNS_MOST + 2)))
+
+    assert choose_way(torch.device("cuda"), 64, alike, many) == "nested"
+    assert choose_way(torch.device("cuda"), 64, alike, alike) == "runs"
 
 
 @pytest.mark.parametrize("way", WAYS)

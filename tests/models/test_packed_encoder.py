@@ -19,7 +19,7 @@ SMALL = EncoderConfig(
     width=24, depth=4, heads=2, patch=(4, 4, 2), channels=2, learned_grid=(3, 4, 4),
     default_spacing_mm=(1.0, 2.0, 0.5),
 )  # fmt: skip
-KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm"]
+KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm", "rotary_index"]
 TAPS = (2, 4)
 
 

@@ -17,7 +17,7 @@ SMALL = EncoderConfig(
     width=24, depth=4, heads=2, patch=(4, 4, 2), channels=2, learned_grid=(3, 4, 4),
     default_spacing_mm=(1.0, 2.0, 0.5),
 )  # fmt: skip
-KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm"]
+KINDS = ["learned", "sincos_index", "sincos_mm", "rotary_mm", "rotary_index"]
 
 
 def encoder(**fields: object) -> VolumeViT:
@@ -73,11 +73,22 @@ def test_spacing_enters_positions_in_mm(kind: str) -> None:
     assert not torch.allclose(each[1], fine[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["learned", "sincos_index"])
+@pytest.mark.parametrize("kind", ["learned", "sincos_index", "rotary_index"])
 def test_spacing_does_not_enter_positions_by_index(kind: str) -> None:
     network, voxels = encoder(positions=kind), crop()
 
     assert torch.equal(network(voxels, (3.0, 1.0, 1.0)).tokens, network(voxels).tokens)
+
+
+def test_rotary_positions_by_index_are_those_of_1_mm_whatever_the_spacing() -> None:
+    voxels = crop()
+    by_mm, by_index = encoder(positions="rotary_mm"), encoder(positions="rotary_index")
+    assert by_mm.state_dict().keys() == by_index.state_dict().keys()
+    by_index.load_state_dict(by_mm.state_dict())
+
+    tokens = by_index(voxels, torch.tensor([[0.7, 1.0, 3.0], [2.0, 0.15, 1.5]])).tokens
+
+    assert torch.equal(tokens, by_mm(voxels, (1.0, 1.0, 1.0)).tokens)
 
 
 def test_without_spacing_the_default_is_used_and_else_it_is_an_error() -> None:
@@ -266,7 +277,7 @@ def test_the_mlps_width_and_the_qkv_bias_follow_the_config() -> None:
     assert block.attention.qkv.bias is None
 
 
-@pytest.mark.parametrize("kind", ["sincos_mm", "rotary_mm"])
+@pytest.mark.parametrize("kind", ["sincos_mm", "rotary_mm", "rotary_index"])
 def test_wavelengths_follow_the_config(kind: str) -> None:
     voxels = crop()
 

@@ -15,7 +15,14 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome
-from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM, mean_predictor
+from mim3d.objectives.masked import (
+    Masked,
+    MaskedAutoencoder,
+    SimMIM,
+    mean_predictor,
+    patch_mean_predictor,
+    shape_loss,
+)
 from mim3d.tokens.masking import is_masked, split_tokens
 from mim3d.tokens.patches import cut_crop, pad_to_patches, patchify
 
@@ -213,7 +220,9 @@ def test_one_crop_is_overfitted_within_200_steps(
 @pytest.mark.parametrize(
     ("name", "decoder"), [("mae", "full"), ("mae", "cross"), ("simmim", "full")]
 )
-@pytest.mark.parametrize("positions", ["learned", "sincos_index", "sincos_mm", "rotary_mm"])
+@pytest.mark.parametrize(
+    "positions", ["learned", "sincos_index", "sincos_mm", "rotary_mm", "rotary_index"]
+)
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_every_parameter_learns_except_a_norm_that_is_left_out(
     name: str, decoder: str, positions: str, final_norm: bool
@@ -260,6 +269,51 @@ def test_logs_hold_the_loss_the_mean_predictor_and_the_masked_share(name: str) -
     torch.testing.assert_close(outcome.logs["mean_predictor"], spread)
     assert outcome.logs["masked_share"].item() == pytest.approx(29 / 48)  # 28.8 rounds to 29
     assert not any(value.requires_grad for value in outcome.logs.values())
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_of_shapes_is_that_with_each_patchs_mean_told(kind: str, weighted: bool) -> None:
+    drawn = torch.Generator().manual_seed(4)
+    predicted, truth = (torch.randn(2, 3, 5, generator=drawn) for _ in range(2))
+    weights = torch.rand(2, 3, 5, generator=drawn) if weighted else None
+    error = {
+        "l1": abs, "l2": lambda e: e * e,
+        "smooth_l1": lambda e: e * e / 2 if abs(e) < 1 else abs(e) - 0.5,
+    }[kind]  # fmt: skip
+
+    found = shape_loss(predicted, truth, weights, kind)
+
+    total = count = 0.0
+    for b in range(2):
+        for q in range(3):
+            each = [1.0] * 5 if weights is None else weights[b, q].tolist()
+            given, asked = predicted[b, q].tolist(), truth[b, q].tolist()
+            shift = sum(w * (t - p) for w, t, p in zip(each, asked, given, strict=True)) / sum(each)
+            for w, t, p in zip(each, asked, given, strict=True):
+                total += w * error(p + shift - t)
+                count += w
+    assert found.item() == pytest.approx(total / count, rel=1e-5)
+
+
+def test_flat_answers_have_the_loss_of_patch_means_and_a_shape_alone_is_below_it() -> None:
+    truth = torch.arange(24.0).reshape(1, 4, 6).square()
+    flat = torch.tensor([3.0, -1.0, 7.0, 0.0]).reshape(1, 4, 1).expand(1, 4, 6)
+    level = patch_mean_predictor(truth, None, "l2")
+
+    torch.testing.assert_close(shape_loss(flat, truth, None, "l2"), level)
+    assert shape_loss(truth - 1000, truth, None, "l2") < 1e-3 * level
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_loss_of_shapes_is_logged_where_voxels_are_the_target(name: str) -> None:
+    raw, normalised = (
+        task(name, target=target)(batch(), moment()).logs for target in ("raw", "normalised")
+    )
+
+    assert {"shape_loss", "patch_mean_predictor"} <= raw.keys()
+    assert raw["shape_loss"] < raw["loss"]
+    assert not {"shape_loss", "patch_mean_predictor"} & normalised.keys()
 
 
 def test_the_mean_predictor_goes_by_weight() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mim3d.foundation.errors import ShapeError
-from mim3d.tokens.packing import Packing, Run, Segments
+from mim3d.tokens.packing import Packing, Run, Segments, paired_runs
 
 
 def ragged(b: int, n: int, seed: int) -> Tensor:
@@ -113,3 +113,13 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         Packing([(2, 4)], [ragged(2, 5, 0)])
     with pytest.raises(ShapeError, match="sizes"):
         Packing([(2, 4)], [])
+
+
+def test_paired_runs_hold_neighbours_alike_in_both_sequences() -> None:
+    first, second = Segments((5, 5, 5, 2, 2)), Segments((3, 3, 4, 4, 4))
+
+    assert list(paired_runs(first, second)) == [
+        (Run(0, 2, 5), Run(0, 2, 3)),
+        (Run(10, 1, 5), Run(6, 1, 4)),
+        (Run(15, 2, 2), Run(10, 2, 4)),
+    ]

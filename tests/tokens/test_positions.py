@@ -98,6 +98,44 @@ def test_rotary_scores_depend_on_differences_of_place_alone() -> None:
     torch.testing.assert_close(score(moved), score(here), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_rotary_positions_by_index_are_voxels_from_the_centre_of_what_is_valid(
+    is_padded: bool,
+) -> None:
+    positions = Positions("rotary_index", 36, 2, wavelengths_mm=(5.0, 50.0))
+    box = ValidBox(torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[11.0, 12.0, 6.0]]))
+    size = [9.0, 12.0, 5.0] if is_padded else [11.0, 13.0, 7.0]
+    start = [2.0, 0.0, 1.0] if is_padded else [0.0, 0.0, 0.0]
+
+    found = positions.coordinates(
+        GRID, torch.tensor([[0.5, 1.0, 3.0]]), box if is_padded else None, CPU
+    )
+
+    # Token (i, j, k) of patches 4 x 4 x 2 has its centre at (4 i + 2, 4 j + 2, 2 k + 1).
+    places = [(4 * i + 2, 4 * j + 2, 2 * k + 1)
+              for i in range(3) for j in range(4) for k in range(4)]  # fmt: skip
+    expected = [[c - s - n / 2 for c, s, n in zip(place, start, size, strict=True)]
+                for place in places]  # fmt: skip
+    assert torch.equal(found, torch.tensor([expected]))
+    assert not positions.in_mm
+
+
+def test_rotary_positions_by_index_turn_as_those_of_1_mm_do() -> None:
+    by_mm, by_index = (
+        Positions(kind, 36, 2, wavelengths_mm=(5.0, 50.0)) for kind in ("rotary_mm", "rotary_index")
+    )
+    index = torch.tensor([[0, 7, 47], [3, 4, 5]])
+
+    mm = by_mm.rotation(by_mm.coordinates(GRID, torch.ones(2, 3), None, CPU), index, prefix=1)
+    voxels = by_index.rotation(by_index.coordinates(GRID, None, None, CPU), index, prefix=1)
+
+    assert mm is not None
+    assert voxels is not None
+    assert torch.equal(mm.cos, voxels.cos)
+    assert torch.equal(mm.sin, voxels.sin)
+    assert by_index.added(by_index.coordinates(GRID, None, None, CPU), GRID) is None
+
+
 def test_prefix_tokens_are_not_turned() -> None:
     positions = Positions("rotary_mm", 18, 1)
 
@@ -132,7 +170,10 @@ def test_a_learned_table_is_interpolated_trilinearly_on_other_grids(
     torch.testing.assert_close(added, oracle.flatten(2).transpose(1, 2), atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["sincos_index", "sincos_mm", "rotary_mm", "learned"])
+KINDS = ["sincos_index", "sincos_mm", "rotary_mm", "rotary_index", "learned"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_coordinates_follow_the_valid_box(kind: str) -> None:
     positions = Positions(kind, 12, 1, learned_grid=(3, 4, 4))
     spacing = torch.tensor([[0.5, 1.0, 3.0]])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mim3d.config.reading import read_config
 from mim3d.config.sections import (
     DataConfig,
     EncoderConfig,
@@ -157,3 +160,55 @@ def test_pretraining_on_several_sizes_without_air_runs_and_logs(
     assert logged.count('"masked_share"') >= 3
     assert "fixed_loss" in logged
     assert list((tmp_path / "run" / "pictures").glob("*.png"))
+
+
+def drawing(store: Path, *patches: tuple[int, int, int]) -> PretrainConfig:
+    return PretrainConfig(
+        data=DataConfig(
+            store=str(store), crop_size=(16, 16, 12), crop_sizes=((16, 16, 12), (20, 12, 8))
+        ),
+        encoder=EncoderConfig(width=24, depth=4, heads=2, patch=(4, 4, 4)),
+        objective=PretextConfig(
+            name="mae", patches=patches, decoder_width=24, decoder_depth=1, decoder_heads=2
+        ),
+        optim=OptimConfig(lr=1e-3),
+        training=TrainingConfig(
+            steps=8, batch_size=4, accumulation=2, validate_every=4, pictures_every=4, threads=1,
+            device="cpu", precision="fp32", log_every=1,
+        ),
+        probes=ProbesConfig(every=4, subjects=4, crops=4),
+    )  # fmt: skip
+
+
+def test_pretraining_with_patches_drawn_per_step_logs_each_and_keeps_one(
+    store: Path, tmp_path: Path
+) -> None:
+    config = drawing(store, (4, 4, 4), (8, 8, 2))
+
+    pretrain.pretrain(config, out=str(tmp_path / "run"), reporter=Silent())
+
+    written = (tmp_path / "run" / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in written.splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    drawn = ["loss_4x4x4" if "loss_4x4x4" in line else "loss_8x8x2" for line in steps]
+    assert len(steps) == 8
+    assert set(drawn) == {"loss_4x4x4", "loss_8x8x2"}
+    for line, name in zip(steps, drawn, strict=True):
+        assert [key for key in line if key.startswith("loss_")] == [name]
+        assert line[name] == pytest.approx(line["loss"], rel=1e-6)
+    weights = load_file(tmp_path / "run" / "checkpoints" / "last" / "weights.safetensors")
+    assert weights["encoder.embedding.projection.weight"].shape == (24, 4 * 4 * 4)
+    kept = read_config(tmp_path / "run" / "config.yaml", PretrainConfig)
+    assert kept.objective == config.objective
+
+
+def test_a_patch_that_no_crop_can_be_masked_with_is_refused_before_there_is_a_run(
+    store: Path, tmp_path: Path
+) -> None:
+    """20 x 12 x 8 voxels are one token of 20 x 16 x 8; it would stop the run when it is drawn."""
+    config = drawing(store, (4, 4, 4), (20, 16, 8))
+
+    with pytest.raises(ConfigError, match="20 x 16 x 8 in `objective.patches`"):
+        pretrain.pretrain(config, out=str(tmp_path / "run"), reporter=Silent())
+
+    assert not (tmp_path / "run").exists()

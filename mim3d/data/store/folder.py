@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mim3d.data.classes import ClassTable
-from mim3d.data.store.entry import PARTS, StoreEntry
+from mim3d.data.store.entry import PARTS, StoreEntry, target_classes
 from mim3d.data.store.layout import (
     FINGERPRINT,
     MANIFEST,
@@ -24,6 +24,8 @@ from mim3d.data.store.layout import (
 from mim3d.data.store.opened import StoreCase
 from mim3d.foundation.digests import file_digest
 from mim3d.foundation.errors import UserError
+
+Triple = tuple[int, int, int]
 
 
 class Store:
@@ -98,6 +100,53 @@ class Store:
         """Median voxel size of all cases, as stored."""
         x, y, z = np.median([e.spacing_mm for e in self.entries.values()], axis=0).tolist()
         return (x, y, z)
+
+    @property
+    def members(self) -> dict[str, Store]:
+        """The stores that this one is made of, by their names."""
+        return {self.name: self}
+
+    @property
+    def median_shape(self) -> Triple:
+        """Voxels of the median volume along x, y, z, as stored."""
+        x, y, z = (round(side) for side in self.fingerprint["stored"]["shape"]["median"])
+        return x, y, z
+
+    def modalities_of(self, case_id: str) -> tuple[str, ...]:
+        """`ct`, `mr` or `other`, one a channel, of one case."""
+        self.entry(case_id)
+        return self.modalities
+
+    def strata(self, cases: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The cases of each store that this one is made of, by its name."""
+        return {self.name: tuple(cases)}
+
+    def labelled(self, cases: Iterable[str]) -> tuple[str, ...]:
+        """Those of the cases that have labels of `classes`."""
+        return tuple(case_id for case_id in cases if self.entry(case_id).has_label)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """What the numbers to predict are called; not every case need have each."""
+        names = (name for entry in self.entries.values() for name in entry.targets)
+        return tuple(dict.fromkeys(names))
+
+    def target_classes(self, name: str) -> tuple[float, ...]:
+        """The distinct values of a target over all cases, rising; none where they are no classes.
+
+        Raises:
+            UserError: no case has such a target.
+        """
+        known = [e.targets[name] for e in self.entries.values() if name in e.targets]
+        if not known:
+            raise UserError(
+                f"the store has no target `{name}`",
+                where=str(self.path),
+                remedy=f"it has {', '.join(self.target_names) or 'none'}; a CSV gives them as "
+                "`target_<name>`",
+                code="no-target",
+            )
+        return target_classes(known)
 
     def ids(self, part: str | None = None) -> tuple[str, ...]:
         """Case ids of one list, or of all."""

@@ -14,7 +14,8 @@ from mim3d.config.tree import value_of
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.evaluation.convergence import Kind
 from mim3d.foundation.errors import ConfigError
-from mim3d.workflows.finetune import LEARNING_FIELDS, SCRATCH
+from mim3d.models.adaptation import part_of
+from mim3d.workflows.initial import LEARNING_FIELDS, SCRATCH
 
 ARMS = "arms"
 KEYS = ("pretrain", "finetune", "pretrain_of", "total_time_of", "against", "budget", "kind")
@@ -153,7 +154,7 @@ class _Bases:
         if isinstance(config, FinetuneConfig) and config.init not in (None, SCRATCH):
             raise _benchmarks("init", place, "an arm's `pretrain`, or its `finetune: {init: RUN}`")
         data, training = config.data, config.training
-        if self.settings.store is not None:
+        if self.settings.store is not None and not data.stores:
             data = replace(data, store=self.settings.store)
         if self.settings.threads is not None:
             training = replace(training, threads=self.settings.threads)
@@ -280,11 +281,17 @@ def _check_encoders(arm: Arm, arms: dict[str, Arm], path: Path) -> None:
     asked, plain = arm.finetune.encoder, type(arm.finetune.encoder)()
     for field, value in vars(asked).items():
         found = getattr(before.encoder, field)
+        if part_of(field) in (arm.finetune.init_adapt or ()):
+            continue
         if field not in LEARNING_FIELDS and value not in (getattr(plain, field), found):
             what = (
                 f"has `encoder.{field}` {found} in its pre-training and {value} in its fine-tuning"
             )
-            raise _wrong(arm, path, what, "say it under `pretrain` and `finetune` alike")
+            part = part_of(field)
+            remedy = "say it under `pretrain` and `finetune` alike"
+            if part is not None:
+                remedy += f", or add `init_adapt: [{part}]` under `finetune`"
+            raise _wrong(arm, path, what, remedy)
 
 
 def _check_budget(settings: ConvergenceConfig, arms: dict[str, Arm], path: Path) -> None:

@@ -17,9 +17,9 @@ from mim3d.data.splits import validation_cases
 from mim3d.data.store import open_store
 from mim3d.inference.windows import window_starts
 from mim3d.training.fabric import choose_device, choose_precision, float32_matmul, threads
+from mim3d.workflows.plan.facts import traced
 from mim3d.workflows.plan.measure import RealStep, synthetic_batch
 from mim3d.workflows.plan.subject import Subject, subject_of
-from mim3d.workflows.plan.trace import trace_step
 
 TIMED_STEPS = 3
 """After one that is not counted; the median is taken."""
@@ -68,18 +68,12 @@ def step_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
     device = choose_device(training.device)
     precision = choose_precision(training.precision, device)
     crops = max(1, training.batch_size // training.accumulation)
-    trace = trace_step(
-        subject.build,
-        crops=crops,
-        channels=subject.channels,
-        crop_size=subject.crop_size,
-        precision=precision,
-        on_gpu=device.type == "cuda",
-    )
+    trace = traced(subject, crops, precision, is_cpu=device.type != "cuda")
+    kinds = [replace(subject, build=build) for build in subject.build.kinds]
     with threads(training.threads), float32_matmul(training.float32_matmul):
-        seconds = _seconds(subject, crops, precision, device)
-    flop = sum(op.flop for op in trace.ops)
-    return StepCost(float(flop) * training.accumulation, seconds * training.accumulation)
+        each = [_seconds(kind, crops, precision, device) for kind in kinds]
+    seconds = sum(each) / len(each)
+    return StepCost(trace.flop * training.accumulation, seconds * training.accumulation)
 
 
 def _planned(config: PretrainConfig | FinetuneConfig) -> PretrainPlanConfig | FinetunePlanConfig:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mim3d.config.reading import dump, from_mapping, load, to_mapping
+from mim3d.config.sections import DataConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.data.store import open_store
 from mim3d.data.store.layout import digest
@@ -16,6 +17,8 @@ from mim3d.workflows.convergence.plan import PLAN
 
 SIGN_LETTERS = 16
 """Of a hash of what a store holds."""
+NORMED = ("simclr", "mocov3", "byol", "vicreg")
+"""Pretext tasks that `objective.contrast.projector_norm` is for."""
 
 
 def settings_of(arm: Arm, settings: ConvergenceConfig) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def settings_of(arm: Arm, settings: ConvergenceConfig) -> dict[str, Any]:
         "points": settings.points,
         "stores": {
             "finetune": store_signs(arm.finetune.data.store),
-            "pretrain": None if arm.pretrain is None else store_signs(arm.pretrain.data.store),
+            "pretrain": None if arm.pretrain is None else _signs(arm.pretrain.data),
         },
     }
     if arm.before is not None:
@@ -49,6 +52,13 @@ def settings_of(arm: Arm, settings: ConvergenceConfig) -> dict[str, Any]:
     # As it will be read back: tuples are lists there.
     plain: dict[str, Any] = load(dump(said))
     return plain
+
+
+def _signs(data: DataConfig) -> dict[str, Any] | None:
+    """What the store or the stores of a pre-training hold."""
+    if not data.stores:
+        return store_signs(data.store)
+    return {store: store_signs(store) for store in data.stores}
 
 
 def store_signs(store: str | None) -> dict[str, str] | None:
@@ -89,7 +99,12 @@ def changed_plan(
     stores = {key.split(".")[1] for key in differing if key.startswith("stores.")}
     if stores and all(key.startswith("stores.") for key in differing):
         configs = {"finetune": arm.finetune, "pretrain": arm.pretrain}
-        named = {config.data.store for part in stores if (config := configs[part]) is not None}
+        named = {
+            store
+            for part in stores
+            if (config := configs[part]) is not None
+            for store in config.data.stores or (config.data.store,)
+        }
         listed = " and ".join(f"`{store}`" for store in sorted(map(str, named)))
         what = f"{listed} holds other cases or another preparation than when arm `{name}` began"
     else:
@@ -119,8 +134,20 @@ def _completed(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, An
         "pretrain": PretrainConfig,
         "finetune": FinetuneConfig,
     }
+    if whole["pretrain"] is not None:
+        whole["pretrain"] = _with_its_norm(whole["pretrain"])
     for part, kind in kinds.items():
         if whole[part] is not None:
             config = from_mapping(whole[part], kind, where=f"`{PLAN}`")
             whole[part] = load(dump(to_mapping(config)))
     return whole
+
+
+def _with_its_norm(pretrain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A pre-training's config with the norm that its heads had before it could be chosen."""
+    objective = pretrain.get("objective", {})
+    contrast = objective.get("contrast", {})
+    if objective.get("name") not in NORMED or "projector_norm" in contrast:
+        return pretrain
+    contrast = {**contrast, "projector_norm": "layer"}
+    return {**pretrain, "objective": {**objective, "contrast": contrast}}

@@ -17,7 +17,7 @@ from mim3d.workflows.convergence.begun import begun
 from mim3d.workflows.convergence.cost import Costs, StepCost, look_seconds
 from mim3d.workflows.convergence.follows import changed_plan, differing_settings, settings_of
 from mim3d.workflows.convergence.plan import PLAN, ArmPlan, Cost, Plan, held, naming, read_plan
-from mim3d.workflows.finetune import LEARNING_FIELDS
+from mim3d.workflows.initial import adopted
 
 FIRST_STEP = 10
 """Of the grid, behind step 0."""
@@ -94,7 +94,8 @@ def _planned_anew(
     for name in arms:
         if name not in there.arms:
             continue
-        differing = differing_settings(there.arms[name].settings, said[name])
+        with naming(arms[name]):
+            differing = differing_settings(there.arms[name].settings, said[name])
         if not differing:
             continue
         leaning = _leaning(name, arms, settings, there)
@@ -229,5 +230,4 @@ def _as_traced(arm: Arm, arms: Mapping[str, Arm]) -> FinetuneConfig:
         return arm.finetune
     before = arms[arm.before].pretrain
     assert before is not None
-    own = {name: getattr(arm.finetune.encoder, name) for name in LEARNING_FIELDS}
-    return replace(arm.finetune, encoder=replace(before.encoder, **own))
+    return replace(arm.finetune, encoder=adopted(arm.finetune, before.encoder))

@@ -15,7 +15,7 @@ from mim3d.workflows.assembly import store_of
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import TUNE, Begun, begun
 from mim3d.workflows.convergence.plan import ArmPlan, naming, rate_key
-from mim3d.workflows.finetune import SCRATCH
+from mim3d.workflows.initial import SCRATCH
 
 INNER_FOLD = 0
 """The fifth of the training list by which rates are chosen."""

@@ -115,7 +115,7 @@ def step_seconds(
     hardware: Hardware,
     precision: str,
     *,
-    passes: int,
+    passes: float,
     parameters: int,
     is_compiled: bool,
 ) -> float:
@@ -128,7 +128,8 @@ def step_seconds(
         ops: of one micro-batch.
         hardware: one device.
         precision: of the products.
-        passes: micro-batches of an update.
+        passes: times that these ops are done in an update; one over the number of kinds where they
+            are of micro-batches of several kinds, of which an update does one.
         parameters: that AdamW updates.
         is_compiled: whether elementwise ops are fused.
     """

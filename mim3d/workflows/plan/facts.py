@@ -17,7 +17,7 @@ from mim3d.workflows.plan.machines import Hardware
 from mim3d.workflows.plan.measure import Measured
 from mim3d.workflows.plan.resident import Resident, free_gb
 from mim3d.workflows.plan.subject import Subject
-from mim3d.workflows.plan.trace import Trace, trace_step
+from mim3d.workflows.plan.trace import Trace, averaged, trace_step
 
 USABLE = 0.92
 """Of a device's memory: its context, the libraries' workspaces and fragments take the rest."""
@@ -81,15 +81,19 @@ def count_parameters(task: Task) -> Counts:
 
 
 def traced(subject: Subject, crops: int, precision: Any, *, is_cpu: bool) -> Trace:
-    """The step of a micro-batch without numbers."""
-    return trace_step(
-        subject.build,
-        crops=crops,
-        channels=subject.channels,
-        crop_size=subject.crop_size,
-        precision=precision,
-        on_gpu=not is_cpu,
-    )
+    """The step of a micro-batch without numbers, on average where steps are of several kinds."""
+    each = [
+        trace_step(
+            build,
+            crops=crops,
+            channels=subject.channels,
+            crop_size=subject.crop_size,
+            precision=precision,
+            on_gpu=not is_cpu,
+        )
+        for build in subject.build.kinds
+    ]
+    return averaged(each)
 
 
 def memory_facts(
@@ -130,7 +134,7 @@ def reckoned_seconds(
         trace.ops,
         hardware,
         precision,
-        passes=passes,
+        passes=passes / trace.kinds,
         parameters=counts.trained,
         is_compiled=subject.training.compile,
     )

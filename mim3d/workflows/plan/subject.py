@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 from mim3d.config.plan import FinetunePlanConfig, PlanConfig, PretrainPlanConfig
 from mim3d.config.sections import (
@@ -18,17 +18,21 @@ from mim3d.config.sections import (
     Triple,
 )
 from mim3d.data.regions import region_scheme
-from mim3d.data.store import Store, open_store
+from mim3d.data.store import Store
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.presets import completed
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Task
+from mim3d.objectives.contrast_masks import masks_contrasts
+from mim3d.objectives.drawn_patches import check_patches
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.tokens.grid import TokenGrid
 from mim3d.tokens.masking import count
 from mim3d.training.loop import check_numbers
+from mim3d.workflows.assembly import store_of
+from mim3d.workflows.initial import adopted, encoder_for, is_fresh
 from mim3d.workflows.loading import encoder_of
 from mim3d.workflows.plan.arithmetic import Cohort
 from mim3d.workflows.plan.resident import sampling
@@ -39,12 +43,21 @@ VOLUMES, CLASSES = 1000, 14
 TRACEABLE: tuple[Literal["dice_ce"], Literal["dice"]] = ("dice_ce", "dice")
 """The library's own losses, whose shapes follow from shapes."""
 
+_PATCHES = (
+    "tokens, FLOP and time are means over `objective.patches`, memory is that of the patch with "
+    "which most is held"
+)
+
 
 class Builder(Protocol):
     """Makes a task, and knows how to make it with another encoder."""
 
     def __call__(self) -> Task:
         """A fresh task."""
+
+    @property
+    def kinds(self) -> tuple[Builder, ...]:
+        """What makes it as its steps are, which come in so many kinds, each equally often."""
 
     def with_encoder(self, encoder: EncoderConfig) -> Builder:
         """The same with another encoder."""
@@ -95,14 +108,23 @@ def subject_of(config: AnyPlanConfig) -> Subject:
     _check(said, config.data)
     data = _of_one_size(config.data, assumptions)
     check_numbers(config.optim, config.training)
-    store = open_store(data.store) if data.store is not None else None
+    named = data.store is not None or bool(data.stores)
+    is_pretraining = isinstance(config, PretrainPlanConfig)
+    store = store_of(data, several=is_pretraining) if named else None
+    if data.store_weights is not None:
+        assumptions.append("every case is drawn from equally often")
     volumes = _volumes(said.volumes, store, assumptions)
     # Refuses a window and a grid that the feed refuses.
     sampling(data, volumes, config.training.batch_size, config.training.seed)
     encoder = _encoder(config, store)
     if isinstance(config, PretrainPlanConfig):
         verb: Literal["pretrain", "finetune"] = "pretrain"
+        sizes = config.data.crop_sizes or (config.data.crop_size,)
+        check_patches(config.objective, encoder, sizes)
         objective = _with_air(config.objective, assumptions)
+        objective = _with_contrasts(objective, encoder, assumptions)
+        if objective.patches:
+            assumptions.append(_PATCHES)
         build: Builder = _Pretext(encoder, objective)
         tokens = _tokens(encoder, data.crop_size, objective)
     else:
@@ -192,11 +214,34 @@ def _with_air(objective: PretextConfig, assumptions: list[str]) -> PretextConfig
     return replace(objective, drop_air=False)
 
 
+def _with_contrasts(
+    objective: PretextConfig, encoder: EncoderConfig, assumptions: list[str]
+) -> PretextConfig:
+    """Masks of each contrast as masks of tokens: hidden are those that show none."""
+    if not masks_contrasts(objective):
+        return objective
+    assumptions.append("no contrast is dropped; every token is decoded")
+    ratio = objective.mask_ratio
+    if objective.masks_per_contrast:
+        ratio = round(ratio ** (encoder.channels or 1), 6)
+        assumptions.append(f"{ratio:.0%} of the tokens show no contrast")
+    return replace(
+        objective, mask_ratio=ratio, masks_per_contrast=False, contrast_dropout=0.0,
+        visible_weight=1.0,
+    )  # fmt: skip
+
+
 class _Pretext:
     """Makes the pretext task."""
 
     def __init__(self, encoder: EncoderConfig, objective: PretextConfig) -> None:
         self.encoder, self.objective = encoder, objective
+
+    @property
+    def kinds(self) -> tuple[Builder, ...]:
+        """One for each patch that is drawn, which is then the only one."""
+        each = tuple(replace(self.objective, patches=(one,)) for one in self.objective.patches)
+        return tuple(_Pretext(self.encoder, one) for one in each) or (self,)
 
     def with_encoder(self, encoder: EncoderConfig) -> _Pretext:
         return _Pretext(encoder, self.objective)
@@ -213,6 +258,10 @@ class _Segmenter:
     ) -> None:
         self.config, self.encoder, self.values = config, encoder, values
 
+    @property
+    def kinds(self) -> tuple[Builder, ...]:
+        return (self,)
+
     def with_encoder(self, encoder: EncoderConfig) -> _Segmenter:
         return _Segmenter(self.config, encoder, self.values)
 
@@ -227,20 +276,20 @@ class _Segmenter:
 
 
 def _encoder(config: AnyPlanConfig, store: Store | None) -> EncoderConfig:
+    if store is not None:
+        return encoder_for(config, store)
     encoder = config.encoder
-    if isinstance(config, FinetunePlanConfig) and config.init not in (None, "none"):
-        found = encoder_of(str(config.init), config.init_checkpoint)
-        encoder = replace(found, checkpointing=encoder.checkpointing, drop_path=encoder.drop_path)
-    spacing = (1.0, 1.0, 1.0) if store is None else store.median_spacing_mm
-    channels = 1 if store is None else store.channels
-    return completed(
-        encoder, channels=channels, crop_size=config.data.crop_size, spacing_mm=spacing
-    )
+    if not is_fresh(config):
+        encoder = adopted(config, encoder_of(str(config.init), config.init_checkpoint))
+    crop_size, spacing_mm = config.data.crop_size, (1.0, 1.0, 1.0)
+    return completed(encoder, channels=1, crop_size=crop_size, spacing_mm=spacing_mm)
 
 
 def _tokens(
     encoder: EncoderConfig, crop: Triple, objective: PretextConfig | None
 ) -> dict[str, int]:
+    if objective is not None and objective.patches:
+        return _mean_tokens(encoder, crop, objective)
     n = TokenGrid.over(crop, encoder.patch).n
     if objective is None or objective.name not in ("mae", "simmim", "smit"):
         return {"all": n, "visible": n, "decoded": n}
@@ -250,6 +299,13 @@ def _tokens(
         decoded += n - masked
     return {"all": n, "visible": n - masked if objective.name == "mae" else n,
             "decoded": decoded}  # fmt: skip
+
+
+def _mean_tokens(encoder: EncoderConfig, crop: Triple, objective: PretextConfig) -> dict[str, int]:
+    """Over the patches that are drawn, rounded."""
+    alone = replace(objective, patches=())
+    each = [_tokens(replace(encoder, patch=one), crop, alone) for one in objective.patches]
+    return {name: round(sum(one[name] for one in each) / len(each)) for name in each[0]}
 
 
 def _values(
@@ -278,10 +334,7 @@ def _volumes(said: int | None, store: Store | None, assumptions: list[str]) -> i
 
 def _shape(store: Store | None) -> Triple | None:
     """The median volume of a store."""
-    if store is None:
-        return None
-    median = store.fingerprint["stored"]["shape"]["median"]
-    return cast(Triple, tuple(round(side) for side in median))
+    return None if store is None else store.median_shape
 
 
 def _sizes(store: Store | None) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,22 +56,43 @@ class Trace:
         peak_bytes: most that is held at a time beside the weights: activations, gradients, casts,
             and the crops themselves.
         saved_bytes: held between forward and backward pass, crops included.
+        kinds: micro-batches whose ops these are, one of each kind; what is told of them is of one
+            on average.
     """
 
     crops: int
     ops: list[Op] = field(repr=False)
     peak_bytes: int
     saved_bytes: int
+    kinds: int = 1
 
     @property
-    def forward_flop(self) -> int:
+    def flop(self) -> float:
+        """Of all ops of forward and backward pass."""
+        return sum(op.flop for op in self.ops) / self.kinds
+
+    @property
+    def forward_flop(self) -> float:
         """Of one forward pass, without what is computed again in the backward pass."""
-        return sum(op.flop for op in self.ops if op.is_forward)
+        return sum(op.flop for op in self.ops if op.is_forward) / self.kinds
 
     @property
-    def model_flop(self) -> int:
+    def model_flop(self) -> float:
         """Of a step: three times the forward pass (Chowdhery et al., arXiv:2204.02311)."""
         return 3 * self.forward_flop
+
+
+def averaged(traces: Sequence[Trace]) -> Trace:
+    """Micro-batches of several kinds that come equally often: the mean work, the most memory."""
+    if len(traces) == 1:
+        return traces[0]
+    return Trace(
+        traces[0].crops,
+        [op for one in traces for op in one.ops],
+        max(one.peak_bytes for one in traces),
+        max(one.saved_bytes for one in traces),
+        kinds=len(traces),
+    )
 
 
 def trace_step(

@@ -93,7 +93,8 @@ def test_an_arm_may_take_the_pre_trainings_of_another(tmp_path):
         (
             "  mae: {pretrain: {encoder: {patch: [8, 8, 4]}}}\n",
             r"has `encoder.patch` \(8, 8, 4\) in its pre-training and \(4, 4, 4\) in",
-            "say it under `pretrain` and `finetune` alike",
+            "say it under `pretrain` and `finetune` alike, or add `init_adapt: [patch]` under "
+            "`finetune`",
         ),
         ("  mae: {kind: mask, pretrain: {}}\n", "`kind` in .* is `mask`, expected one of", None),
         ("  {}\n", "lists no arms", None),

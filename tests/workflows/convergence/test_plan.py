@@ -10,7 +10,7 @@ import pytest
 from small_benchmark import make_store
 
 from mim3d.config.parts import section_of
-from mim3d.config.reading import read_config
+from mim3d.config.reading import read_config, to_mapping
 from mim3d.config.sections import (
     DataConfig,
     DecoderConfig,
@@ -72,6 +72,18 @@ def test_accumulation_changes_memory_and_no_flop():
     )
 
     assert parts == whole
+
+
+def test_a_step_whose_patch_is_drawn_costs_the_mean_over_the_patches():
+    def flop(*patches):
+        config = pretraining(batch_size=2)
+        return step_cost(replace(config, objective=replace(config.objective, patches=patches))).flop
+
+    own, half = (EDGE,) * 3, (EDGE, EDGE, EDGE // 2)
+
+    assert flop(own) == by_hand(2)
+    assert flop(half) > 1.5 * flop(own)
+    assert flop(own, half, half) == pytest.approx((flop(own) + 2 * flop(half)) / 3, rel=1e-12)
 
 
 def test_a_teacher_without_gradient_counts_once():
@@ -347,6 +359,35 @@ def test_a_setting_that_an_older_version_did_not_know_has_its_default(costs):
     plan.arms["mae"].settings["pretrain"]["optim"]["ema"] = 0.5
     with pytest.raises(ConfigError, match="`pretrain.optim.ema` \\(0.5 there, 0.0 now\\)"):
         make_plan(arms(), settings, plan, has_runs)
+
+
+def test_a_setting_that_was_removed_changes_nothing_at_the_default_it_had(costs):
+    settings = ConvergenceConfig(points=4)
+    plan = make_plan(arms(), settings, Plan())
+    contrast = plan.arms["mae"].settings["pretrain"]["objective"]["contrast"]
+    contrast["centre_momentum"] = 0.9
+
+    assert make_plan(arms(), settings, plan, has_runs) == plan
+
+    contrast["centre_momentum"] = 0.5
+    with pytest.raises(ConfigError, match="is `0.5` and is a setting that was removed") as caught:
+        make_plan(arms(), settings, plan, has_runs)
+    assert "`objective.contrast.centre_momentum` in `plan.json`" in str(caught.value)
+    assert "only the version that made it can continue" in caught.value.remedy
+    assert "arm `mae`" in caught.value.where
+
+
+@pytest.mark.parametrize(("name", "is_normed"), [("simclr", True), ("byol", True), ("mae", False)])
+def test_heads_of_an_older_plan_had_layer_norm(name, is_normed):
+    now = to_mapping(PretrainConfig(objective=PretextConfig(name=name)))
+    there = to_mapping(PretrainConfig(objective=PretextConfig(name=name)))
+    del there["objective"]["contrast"]["projector_norm"]
+    rest = {"stores": {}, "total_time_of": None, "finetune": None}
+
+    found = follows.differing_settings({**rest, "pretrain": there}, {**rest, "pretrain": now})
+
+    key = "pretrain.objective.contrast.projector_norm"
+    assert found == ({key: ("layer", "batch")} if is_normed else {})
 
 
 def test_more_labels_replicates_and_pre_trainings_are_welcome(costs):

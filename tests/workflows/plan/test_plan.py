@@ -23,6 +23,7 @@ from mim3d.config.sections import (
     PretextConfig,
     SegmentationConfig,
     TrainingConfig,
+    Triple,
 )
 from mim3d.config.verbs import PrepareConfig
 from mim3d.data.batch import BatchNeeds
@@ -259,6 +260,58 @@ def test_several_sizes_and_dropped_air_are_planned_as_the_most_they_can_need() -
         "every crop has the largest of `data.crop_sizes`",
         "`objective.drop_air` drops nothing",
     ]
+
+
+PATCHES = ((4, 8, 4), (8, 8, 4), (8, 16, 12))
+
+
+def with_patches(*patches: Triple) -> PretrainPlanConfig:
+    return replace(MASKED, objective=replace(MASKED.objective, patches=patches))
+
+
+def test_patches_drawn_per_step_are_planned_by_their_mean_and_the_worst_ones_memory() -> None:
+    """Of grids 4 x 4 x 6, 2 x 4 x 6 and 2 x 2 x 2, each planned alone."""
+    alone = [facts(with_patches(patch)) for patch in PATCHES]
+
+    found = facts(with_patches(*PATCHES))
+
+    for part, name in (("flop", "gflop_per_crop"), ("flop", "tflop_per_step")):
+        mean = sum(one[part][name] for one in alone) / 3
+        assert found[part][name] == pytest.approx(mean, rel=1e-12)
+    assert found["tokens"] == {"all": 51, "visible": 13, "decoded": 38}  # of 152, 38 and 114
+    assert found["memory"] == max((one["memory"] for one in alone), key=lambda m: m["needed_gb"])
+    times = [one["time"]["compute_seconds"] for one in alone]
+    assert found["time"]["compute_seconds"] == pytest.approx(sum(times) / 3, rel=1e-6)
+    assert len({round(second, 9) for second in times}) > 1
+    assert any("means over `objective.patches`" in said for said in found["assumptions"])
+    assert found["parameters"] == facts()["parameters"]
+
+
+def test_a_patch_that_stands_twice_counts_twice() -> None:
+    one, other = (facts(with_patches(patch))["flop"]["gflop_per_crop"] for patch in PATCHES[:2])
+
+    found = facts(with_patches(PATCHES[0], PATCHES[1], PATCHES[0]))
+
+    assert found["flop"]["gflop_per_crop"] == pytest.approx((2 * one + other) / 3, rel=1e-12)
+
+
+def test_the_stored_patch_alone_costs_what_none_costs() -> None:
+    found, plain = facts(with_patches(TINY.patch)), facts()
+
+    for part in ("flop", "tokens", "memory", "time"):
+        assert found[part] == plain[part]
+
+
+def test_a_plan_with_patches_that_measures_corrects_by_a_real_step_of_one() -> None:
+    found = facts(with_patches(*PATCHES), gpu="cpu", measure=True)
+
+    assert found["time"]["measured"]["seconds"] > 0
+    assert found["time"]["correction"] > 0
+
+
+def test_a_drawn_patch_as_large_as_the_crop_is_refused() -> None:
+    with pytest.raises(ConfigError, match="16 x 32 x 24 in `objective.patches` leaves 1 token"):
+        facts(with_patches(TINY.patch, DATA.crop_size))
 
 
 def test_a_gpu_may_be_written_in_capitals() -> None:
