@@ -31,7 +31,6 @@ from mim3d.workflows.convergence.health import (
     train_lines,
     why_collapsed,
     why_hopeless,
-    why_unlearnt,
 )
 from mim3d.workflows.convergence.plan import Plan, Rate, naming, rate_key, settle_rate
 from mim3d.workflows.convergence.trials import (
@@ -218,8 +217,7 @@ class Bench:
         if ended is not None:
             levels, health = last_levels(folder), embedding_health(config, folder)
             facts = levels | last_numbers(ended) | health
-            reasons = why_unlearnt(levels, config.training.steps), why_collapsed(health)
-            dead = "; ".join(filter(None, reasons)) or None
+            dead = why_collapsed(health)
         cost = self.plan.arms[before.arm].pretrain
         assert cost is not None
         return Pretraining(

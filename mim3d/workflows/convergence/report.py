@@ -19,6 +19,7 @@ from mim3d.evaluation.study import HEADLINE, TARGETS, Study
 from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.versions import versions
 from mim3d.pictures.convergence import Band, Panel, draw_convergence, draw_label_efficiency
+from mim3d.workflows.convergence.health import why_unlearnt
 from mim3d.workflows.convergence.tables import markdown
 from mim3d.workflows.throughput.machine import processor
 
@@ -153,6 +154,7 @@ def notes(study: Study) -> tuple[str, ...]:
     lines = []
     if study.dead:
         lines.append(f"dead runs, listed and in no number: {len(study.dead)}")
+    lines += _unlearnt(study)
     for labels in study.labels:
         counts = {arm: len(study.runs(arm, labels)) for arm in study.present(labels)}
         if len({tuple(study.runs(arm, labels)) for arm in counts}) > 1:
@@ -179,6 +181,21 @@ def notes(study: Study) -> tuple[str, ...]:
                 "90 %, from one it holds for that one alone"
             )
     return tuple(lines)
+
+
+def _unlearnt(study: Study) -> list[str]:
+    """Arms whose pre-trainings learned nothing; they stay in, or a baseline would be gone."""
+    arms: dict[str, dict[str, bool]] = {}
+    for record in study.records:
+        if (made := record.pretraining) is not None:
+            runs = arms.setdefault(record.arm, {})
+            runs[made.run] = why_unlearnt(made.facts, made.steps) is not None
+    return [
+        f"`{arm}`: {sum(runs.values())} of {len(runs)} pre-trainings ended no better than guessing "
+        "at their own task; a factor over this arm is one over an encoder that learned nothing"
+        for arm, runs in arms.items()
+        if any(runs.values())
+    ]
 
 
 def _fraction(study: Study, labels: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from mim3d.evaluation.costs import cost, encoder_use, replaced_labels, subjects
 from mim3d.evaluation.study import HEADLINE, Study
 from mim3d.foundation.reporting import duration
 from mim3d.workflows.convergence.cells import NONE, named, number, table, word
+from mim3d.workflows.convergence.health import why_unlearnt
 from mim3d.workflows.convergence.versus import fraction, speed_up
 
 
@@ -160,11 +161,11 @@ def _pretraining(study: Study) -> list[str]:
     rows = [
         [one.run, one.method, str(one.steps), duration(one.seconds),
          *(f"{one.facts[name]:.4g}" if name in one.facts else NONE for name in names),
-         one.dead or ""]
+         "; ".join(filter(None, (one.dead, why_unlearnt(one.facts, one.steps))))]
         for one in found.values()
     ]  # fmt: skip
     return ["## Pre-training runs", "",
-            *table(["run", "method", "steps", "time", *names, "dead"], rows)]  # fmt: skip
+            *table(["run", "method", "steps", "time", *names, "note"], rows)]  # fmt: skip
 
 
 def _dead(study: Study) -> list[str]:

@@ -187,6 +187,32 @@ def test_labels_without_the_reference_are_named_at_the_top(
     assert "`scratch` with labels 1.0: no target there" in lines[2]
 
 
+def test_an_arm_whose_pre_trainings_only_guessed_stays_and_is_told_of(
+    records: list[Record], tmp_path: Path
+) -> None:
+    guessed = [
+        replace(
+            one,
+            pretraining=replace(
+                one.pretraining,
+                facts={
+                    "loss": 2.9 if one.pretraining.run == "simclr-seed1" else 3.1,
+                    "chance": 3.135,
+                },
+            ),
+        )
+        if one.pretraining is not None
+        else one
+        for one in records
+    ]
+
+    text = write(guessed, tmp_path)["convergence.md"].read_text()
+
+    assert "note: `simclr`: 2 of 3 pre-trainings ended no better than guessing" in text
+    assert "learned nothing: loss 3.1 is not 2 % below 3.135 of guessing" in text
+    assert "| simclr | 3 x 3" in text
+
+
 def test_an_arm_above_the_target_at_step_0_is_reported_as_a_bound(tmp_path: Path) -> None:
     """Broke: its infinite speed-up could not be written as JSON."""
     made = [
