@@ -306,10 +306,10 @@ class Work:
         for test in tests:
             trained_mm, spacing_mm = self.store.median_spacing_mm, test.image.spacing_mm
             segmenter = segmenter_for(own, arm, trained_mm, spacing_mm)
-            asked = inference
+            asked = replace(inference, patch="fixed")  # what follows, follows already
             if condition.is_whole:
                 patch = patch_for(self.patch, trained_mm, spacing_mm) if arm.follows else self.patch
-                asked = replace(inference, window=whole_window(test.image, segmenter, patch))
+                asked = replace(asked, window=whole_window(test.image, segmenter, patch))
             guess = predict_volume(segmenter, test.image, asked)
             yield from score_case(
                 test.labels, guess.voxels[0], test.image.spacing_mm, structures,

@@ -456,9 +456,10 @@ class InferenceConfig:
 
     window: Triple | None = None
     """Voxels of a window; none takes the training's crop."""
-    patch: Literal["fixed", "by_spacing"] = "fixed"
-    """Voxels behind a token: as in training; or, in a volume of another spacing, as many as cover
-    about the millimetres of training. The embedding's kernel is resized, and with it the window."""
+    patch: Literal["auto", "fixed", "by_spacing"] = "auto"
+    """Voxels behind a token: `fixed` is as in training; `by_spacing` is, in a volume whose spacing
+    training never saw, as many as cover about the millimetres of training: the embedding's kernel
+    is resized, and the window with it. `auto` is `by_spacing` where the encoder can."""
     overlap: float = 0.5
     """Share of a window that the next one covers again, 0 to below 1."""
     weights: Literal["gaussian", "constant"] = "gaussian"

@@ -224,7 +224,7 @@ class _Pass:
     def __init__(self, segmenter: Segmenter, asked: _Asked) -> None:
         volume, config = asked.volume, asked.config
         seen = seen_volume(volume, segmenter, wants_body=config.skip_air)
-        if config.patch == "by_spacing":
+        if config.patch == "by_spacing" or (config.patch == "auto" and segmenter.can_follow):
             segmenter = segmenter.at_spacing(spacing_of(seen.affine))
         self.segmenter, self.asked, self.config = segmenter, asked, config
         window = config.window or segmenter.window

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mim3d.data.classes import ClassTable
 from mim3d.data.prepare.volume import VolumeRule
 from mim3d.data.regions import RegionScheme
-from mim3d.foundation.errors import ConfigError, UserError
-from mim3d.inference.sliding_window import Predictor
+from mim3d.foundation.errors import UserError
+from mim3d.inference.sliding_window import Predictor, Spacing
 from mim3d.inference.windows import Triple
 from mim3d.models.any_spacing import AtPatch, patch_for
 from mim3d.models.unetr import UNETR
@@ -45,6 +45,8 @@ class Segmenter:
         precision: `bf16` is autocast.
         pads: whether a volume that is smaller than the window is filled up to it, as training's
             crops were; without, such a window is no larger than the volume.
+        spacings_mm: the smallest and the largest spacing of training along x, y, z; None where
+            nobody knows.
     """
 
     network: nn.Module
@@ -57,6 +59,7 @@ class Segmenter:
     device: torch.device | str = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     pads: bool = True
+    spacings_mm: tuple[Spacing, Spacing] | None = None
 
     @property
     def outputs(self) -> int | None:
@@ -81,6 +84,23 @@ class Segmenter:
         encoder = getattr(self.network, "encoder", None)
         return isinstance(encoder, VolumeViT) and bool(encoder.contrasts)
 
+    def patch_at(self, spacing_mm: Sequence[float]) -> Triple | None:
+        """Voxels of the patch that keeps the millimetres of training in a volume of this spacing.
+
+        Returns:
+            None where the patch of training does: within the range of its spacings, or outside by
+            less than half a voxel of a patch. None too where the range is not known.
+        """
+        if not isinstance(self.network, UNETR) or self.spacings_mm is None:
+            return None
+        own = self.network.encoder.patch
+        nearest = [
+            min(max(side, low), high)
+            for side, low, high in zip(spacing_mm, *self.spacings_mm, strict=True)
+        ]
+        patch = patch_for(own, nearest, spacing_mm)
+        return None if patch == own else patch
+
     def at_spacing(self, spacing_mm: Sequence[float]) -> Segmenter:
         """The same for volumes of this spacing: patches and window keep their millimetres.
 
@@ -88,26 +108,22 @@ class Segmenter:
             spacing_mm: of the volume as the network gets it.
 
         Raises:
-            ConfigError: the network is no `UNETR`, its encoder has a convolutional stem, or it does
-                not know the spacing of its training.
+            ConfigError: the encoder has a convolutional stem, which only knows its own patch.
         """
-        network, trained_mm = self.network, None
-        if isinstance(network, UNETR):
-            trained_mm = network.encoder.config.default_spacing_mm
-        if not isinstance(network, UNETR) or trained_mm is None:
-            raise ConfigError(
-                "`inference.patch by_spacing` needs a run that `mim3d finetune` made",
-                remedy="leave `inference.patch` out",
-                code="patch-by-spacing",
-            )
-        own = network.encoder.patch
-        patch = patch_for(own, trained_mm, spacing_mm)
-        if patch == own:
+        patch, network = self.patch_at(spacing_mm), self.network
+        if patch is None or not isinstance(network, UNETR):
             return self
+        own = network.encoder.patch
         x, y, z = (
             -(-side // edge) * new for side, edge, new in zip(self.window, own, patch, strict=True)
         )
         return replace(self, network=AtPatch(network, patch), window=(x, y, z))
+
+    @property
+    def can_follow(self) -> bool:
+        """Whether its patches may have another size than in training."""
+        encoder = getattr(self.network, "encoder", None)
+        return isinstance(encoder, VolumeViT) and encoder.config.stem != "convolutional"
 
     def for_channels(self, names: Sequence[str]) -> Segmenter:
         """The same for volumes of these channels.

@@ -21,6 +21,7 @@ from mim3d.foundation.documents import DocumentError, bounded, versioned
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.inference.segmenter import Segmenter
+from mim3d.inference.sliding_window import Spacing
 from mim3d.models.adaptation import Adapted, adapted_tensors
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
@@ -285,12 +286,22 @@ def load_segmenter(
         precision=choose_precision(precision, chosen),
         # Of crops of several sizes training cut all padding away.
         pads=not config.data.crop_sizes,
+        spacings_mm=_spacings(record),
     )
 
 
 def run_digest(run: str | Path, which: Which = "last") -> str:
     """SHA-256 of the file of weights that a run predicts with."""
     return file_digest(checkpoint_of(run, which) / WEIGHTS)
+
+
+def _spacings(record: dict[str, Any]) -> tuple[Spacing, Spacing] | None:
+    """The smallest and the largest spacing of the store; None in records that do not say."""
+    stored = record.get("fingerprint", {}).get("stored", {}).get("spacing_mm")
+    if not isinstance(stored, dict):
+        return None
+    (lx, ly, lz), (hx, hy, hz) = stored["min"], stored["max"]
+    return (lx, ly, lz), (hx, hy, hz)
 
 
 def _rule(config: FinetuneConfig, record: dict[str, Any], run: str | Path) -> VolumeRule:

@@ -30,6 +30,7 @@ from mim3d.inference.label_files import write_label_files
 from mim3d.inference.relief import Relief
 from mim3d.inference.segmenter import Segmenter
 from mim3d.inference.windows import WindowCount
+from mim3d.models.unetr import UNETR
 from mim3d.pictures.colours import paints
 from mim3d.pictures.overlay import draw_overlay
 from mim3d.workflows.loading import load_preparation, load_segmenter, run_digest
@@ -176,6 +177,8 @@ class _Work:
         segmenters = self.segmenters
         if channels:
             segmenters = [one.for_channels(channels) for one in segmenters]
+        for one in segmenters:
+            self._tell_spacing(job, one, volume.spacing_mm)
         prediction = inference.predict(
             segmenters,
             volume,
@@ -191,6 +194,26 @@ class _Work:
             _draw(job, volume, prediction.labels, self.segmenters[0])
         write_label(job.output, prediction.labels.voxels[0], volume)
         self.windows += prediction.windows
+
+    def _tell_spacing(self, job: Job, segmenter: Segmenter, spacing_mm: Sequence[float]) -> None:
+        """Says what becomes of a volume whose spacing training never saw."""
+        rule, network = segmenter.rule, segmenter.network
+        seen_mm = spacing_mm if rule is None or rule.spacing_mm is None else rule.spacing_mm
+        patch = segmenter.patch_at(seen_mm)
+        if patch is None or not isinstance(network, UNETR):
+            return
+        assert segmenter.spacings_mm is not None  # else there is no patch to say
+        low, high = (" x ".join(f"{side:.3g}" for side in end) for end in segmenter.spacings_mm)
+        trained = low if low == high else f"{low} to {high}"
+        what = (
+            f"`{job.case.case_id}` has voxels of {' x '.join(f'{s:.3g}' for s in seen_mm)} mm, "
+            f"training had {trained} mm"
+        )
+        if self.config.inference.patch != "fixed" and segmenter.can_follow:
+            sizes = [" x ".join(map(str, one)) for one in (patch, network.encoder.patch)]
+            self.reporter.say(f"{what}: patches of {sizes[0]} voxels in place of {sizes[1]}")
+        else:
+            self.reporter.warn(f"{what}, and its patches keep their voxels: expect a poor result")
 
     def _channels(self, job: Job) -> tuple[str, ...]:
         """The names of a case's channels, where a run goes by them; empty where none does."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.sections import DecoderConfig, EncoderConfig, InferenceConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import Case
 from mim3d.data.files import read_label, read_volume
@@ -83,7 +83,7 @@ def test_the_script_runs_through_and_goes_on_where_it_was(resampled, cohort, tmp
     assert content["seeds"] == [3]
     assert all(run["steps"] == 2 for run in content["facts"]["runs"].values())
     assert len(content["facts"]["runs"]) == 4, "a pre-training and a fine-tuning each"
-    assert len(content["rows"]) == 4 * 7, "0.7 also with one window"
+    assert len(content["rows"]) == 6 * 7, "0.7 also with one window"
     again = {path for path, at in first.items() if path.stat().st_mtime_ns != at}
     assert {path.name for path in again} == {"2-z.json"}
     assert str(tmp_path) not in json.dumps(content), "results say nothing of the machine's paths"
@@ -181,15 +181,17 @@ def test_at_the_spacing_of_training_the_case_is_left_alone(resampled, case):
     assert np.array_equal(found.labels, read_label(case.label).voxels[0])
 
 
+AS_TRAINED = InferenceConfig(patch="fixed")
+"""What follows the spacing follows already."""
+
+
 def unetr(positions, trained_mm=(1.0, 1.0, 1.0)):
     torch.manual_seed(0)
-    config = EncoderConfig(
-        width=24, depth=2, heads=2, patch=(4, 4, 4), positions=positions,
-        default_spacing_mm=trained_mm,
-    )  # fmt: skip
+    config = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 4), positions=positions)
     network = UNETR(VolumeViT(config), 3, DecoderConfig(name="light")).eval()
     rule = VolumeRule(modalities=("mr",), crop_to_body=False)
-    return Segmenter(network, (16, 16, 16), classes=CLASSES, rule=rule)
+    seen = (trained_mm, trained_mm)
+    return Segmenter(network, (16, 16, 16), classes=CLASSES, rule=rule, spacings_mm=seen)
 
 
 def as_arms(resampled, trained_mm):
@@ -206,8 +208,8 @@ def test_told_one_spacing_mm_are_positions_by_index(resampled, case):
     assert volume.spacing_mm == pytest.approx(OWN_MM)
     arms = as_arms(resampled, (1.0, 1.0, 1.0))
 
-    by = {name: predict_probabilities(one, volume).voxels for name, one in arms.items()}
-    oracle = predict_probabilities(unetr("rotary_index"), volume).voxels
+    by = {name: predict_probabilities(one, volume, AS_TRAINED).voxels for name, one in arms.items()}
+    oracle = predict_probabilities(unetr("rotary_index"), volume, AS_TRAINED).voxels
 
     assert np.array_equal(by["index"], oracle)
     assert np.abs(by["mm"] - oracle).max() > 1e-3
@@ -220,7 +222,7 @@ def test_arms_with_resampling_see_the_spacing_of_training_and_answer_on_the_volu
     arms = as_arms(resampled, (1.0, 1.0, 1.0))
 
     arm = arms["rescaled mm + resampling"]
-    ours = predict_probabilities(arm, volume).voxels
+    ours = predict_probabilities(arm, volume, AS_TRAINED).voxels
 
     at_1_mm = resample(volume.voxels.astype(np.float32), OWN_MM, (1.0, 1.0, 1.0))
     shape = at_1_mm.shape[1:]
@@ -228,7 +230,9 @@ def test_arms_with_resampling_see_the_spacing_of_training_and_answer_on_the_volu
     assert seen_volume(volume, arm).shape == shape
     np.testing.assert_allclose(seen_volume(volume, arm).affine, affine)
     assert ours.shape[1:] == volume.shape
-    assert np.array_equal(ours, predict_probabilities(arms["index + resampling"], volume).voxels)
+    assert np.array_equal(
+        ours, predict_probabilities(arms["index + resampling"], volume, AS_TRAINED).voxels
+    )
 
 
 def test_one_window_of_whole_patches_holds_what_is_seen_of_a_larger_volume(resampled, case):
@@ -246,7 +250,7 @@ def test_at_the_spacing_of_training_positions_by_mm_and_by_index_are_the_same(re
     volume = read_volume(case.images[0])
     told = as_arms(resampled, OWN_MM)
 
-    by = {name: predict_probabilities(one, volume).voxels for name, one in told.items()}
+    by = {name: predict_probabilities(one, volume, AS_TRAINED).voxels for name, one in told.items()}
 
     for name in ("index", "index + resampling", "mm, patch by spacing", "index, patch by spacing"):
         assert np.array_equal(by[name], by["mm"]), name

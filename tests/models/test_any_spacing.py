@@ -1,0 +1,124 @@
+"""A segmenter at another patch, against dense matrices, a network made for it, and SciPy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+
+from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.foundation.errors import ConfigError
+from mim3d.models.any_spacing import AtPatch, patch_for
+from mim3d.models.unetr import UNETR
+from mim3d.models.vit import VolumeViT
+from mim3d.tokens.grid import TokenGrid
+
+OWN, OTHER = (8, 4, 8), (4, 4, 5)
+SIZE = (11, 13, 17)
+SPACING_MM = (2.0, 1.0, 1.6)
+
+
+def network(decoder: str = "light", **fields: object) -> UNETR:
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        width=24, depth=4, heads=2, patch=OWN, positions="rotary_mm", wavelengths_mm=(4.0, 90.0)
+    )
+    encoder = VolumeViT(replace(config, **fields))  # type: ignore[arg-type]
+    made = UNETR(encoder, 3, DecoderConfig(name=decoder, feature_size=4))  # type: ignore[arg-type]
+    for parameter in made.parameters():  # biases too: what is 0 hides errors
+        torch.nn.init.normal_(parameter, std=0.05)
+    return made.eval()
+
+
+def crop() -> torch.Tensor:
+    return torch.randn(2, 1, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("spacing_mm", [0.3, 0.7, 0.95, 1.5, 2.0, 3.0, 40.0])
+def test_a_patch_is_the_whole_number_of_voxels_nearest_to_its_millimetres(spacing_mm):
+    found = patch_for((8, 4, 16), (1.0, 1.2, 0.5), (spacing_mm, 1.2, spacing_mm))
+
+    def nearest(millimetres: float, side: float) -> int:
+        return min(range(1, 60), key=lambda count: abs(count - millimetres / side))
+
+    assert found == (nearest(8.0, spacing_mm), 4, nearest(8.0, spacing_mm))
+
+
+def test_its_own_patch_changes_no_bit():
+    made = network()
+    spacing_mm = torch.tensor([SPACING_MM, (1.0, 1.0, 1.0)])
+
+    with torch.no_grad():
+        assert torch.equal(AtPatch(made, OWN)(crop(), spacing_mm), made(crop(), spacing_mm))
+
+
+def interpolated(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Linear between centres of voxels, constant beyond the outer ones: SciPy's own words."""
+    places = [
+        (np.arange(new) + 0.5) * old / new - 0.5
+        for new, old in zip(size, maps.shape[-3:], strict=True)
+    ]
+    grid = np.meshgrid(*places, indexing="ij")
+    flat = maps.reshape(-1, *maps.shape[-3:])
+    out = [map_coordinates(one, grid, order=1, mode="nearest") for one in flat]
+    return np.stack(out).reshape(*maps.shape[:-3], *size)
+
+
+def halves(old: int, new: int) -> np.ndarray:
+    """Linear resize of a line as a matrix, column by column; no axis here shrinks below a half."""
+    return np.stack([interpolated(unit.reshape(1, 1, old), (1, 1, new)).ravel()
+                     for unit in np.eye(old)], axis=1)  # fmt: skip
+
+
+@pytest.mark.parametrize("decoder", ["light", "hybrid"])
+def test_logits_are_those_of_a_network_made_for_the_patch_on_the_decoders_own_grid(decoder):
+    made, spacing_mm = network(decoder), torch.tensor([SPACING_MM]).expand(2, 3)
+
+    # An encoder of the other patch, its kernel by one dense pseudo-inverse over all axes at once.
+    dense = reduce(np.kron, [halves(o, n) for o, n in zip(OWN, OTHER, strict=True)])
+    weight = made.encoder.embedding.projection.weight.detach().double().numpy()
+    state = made.encoder.state_dict()
+    state["embedding.projection.weight"] = torch.from_numpy(
+        weight @ np.linalg.pinv(dense.T).T
+    ).float()
+    encoder = VolumeViT(replace(made.encoder.config, patch=OTHER)).eval()
+    encoder.load_state_dict(state)
+
+    with torch.no_grad():
+        states = encoder(crop(), spacing_mm, taps=made.decoder.taps)
+        here = states.grid
+        assert here.counts == (3, 4, 4)
+        padded = np.zeros((2, 1, *here.padded), np.float32)
+        padded[..., : SIZE[0], : SIZE[1], : SIZE[2]] = crop().numpy()
+        fine = torch.from_numpy(interpolated(padded, (24, 16, 32))).float()
+        there = TokenGrid.over((24, 16, 32), OWN)
+        logits = made.decoder(replace(states, grid=there), fine)
+        expected = interpolated(logits.numpy(), here.padded)[..., : SIZE[0], : SIZE[1], : SIZE[2]]
+
+        found = AtPatch(made, OTHER)(crop(), spacing_mm)
+
+    np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
+    assert found.std() > 1e-3
+
+
+def test_what_stands_in_padding_does_not_matter():
+    made, spacing_mm = AtPatch(network("hybrid"), OTHER), torch.tensor([SPACING_MM]).expand(2, 3)
+    valid = torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[1, :, 9:] = False
+    voxels = crop()
+    other = torch.where(valid[:, None], voxels, torch.nan)
+
+    with torch.no_grad():
+        assert torch.equal(made(voxels, spacing_mm, valid), made(other, spacing_mm, valid))
+
+
+def test_a_convolutional_stem_only_knows_its_own_patch():
+    made = network(patch=(8, 4, 8), stem="convolutional", stem_width=4)
+
+    AtPatch(made, OWN)
+    with pytest.raises(ConfigError, match="without a convolutional stem"):
+        AtPatch(made, OTHER)
