@@ -54,9 +54,10 @@ from mim3d.foundation.reporting import PlainReporter, duration
 from mim3d.inference.predict import predict_volume
 from mim3d.inference.segmenter import Segmenter
 from mim3d.models.any_spacing import AtPatch, patch_for
-from mim3d.workflows.finetune import finetune, structures_of
+from mim3d.workflows.finetune import finetune
 from mim3d.workflows.loading import load_segmenter
 from mim3d.workflows.pretrain import pretrain
+from mim3d.workflows.tasks.segmentation import structures_of
 
 Spacing = tuple[float, float, float]
 
@@ -286,7 +287,7 @@ class Work:
         own = load_segmenter(self._run("finetune", training, seed), device="cpu")
         for condition in self.conditions:
             path = folder / f"{condition.name}.json"
-            if path.is_file():
+            if path.is_file() and set(read_object(path)["arms"]) == set(arms):
                 continue
             began = time.monotonic()
             tests = [resampled_case(case, condition, self.classes) for case in self.cases]
@@ -381,7 +382,8 @@ def segmenter_for(own: Segmenter, arm: Arm, trained_mm: Spacing, spacing_mm: Spa
         # A token counts for one, however many voxels it has.
         told = trained_mm
         if isinstance(one.network, AtPatch):
-            pairs = zip(trained_mm, one.network.encoder.patch, one.network.patch, strict=True)
+            own_patch, patch = one.network.trained_patch, one.network.encoder.patch
+            pairs = zip(trained_mm, own_patch, patch, strict=True)
             x, y, z = (was * edge / now for was, edge, now in pairs)
             told = (x, y, z)
         one = replace(one, network=ToldOneSpacing(one.network, told))

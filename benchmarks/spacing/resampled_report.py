@@ -37,7 +37,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 COLUMNS = ("seed", "arm", "factor", "axes", "window", "case_id", "subject", "structure", "dice",
            "hd95_mm", "counted_as")  # fmt: skip
-TONES = (4, 5, 2, 6, 0, 1)
+TONES = (4, 5, 2, 6, 0, 1, 3, 7)
 """Colours of the palette in the order of the arms."""
 
 

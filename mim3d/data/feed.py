@@ -72,6 +72,11 @@ def make_feed(
         raise _refused(
             "data.crop_sizes", "is for fine-tuning, and for pre-training by mae or simmim"
         )
+    if len(data.crop_sizes) > batch_size:
+        raise _refused(
+            "data.crop_sizes",
+            f"has {len(data.crop_sizes)} sizes, which take turns in a step's {batch_size} crops",
+        )
     if not 0 <= data.label_share <= 1:
         raise _refused("data.label_share", f"must lie between 0 and 1, not {data.label_share}")
     if data.workers < 0:

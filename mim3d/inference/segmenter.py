@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mim3d.data.classes import ClassTable
 from mim3d.data.prepare.volume import VolumeRule
 from mim3d.data.regions import RegionScheme
-from mim3d.foundation.errors import UserError
+from mim3d.foundation.errors import UserError, VolumeError
 from mim3d.inference.sliding_window import Predictor, Spacing
 from mim3d.inference.windows import Triple
 from mim3d.models.any_spacing import AtPatch, patch_for
@@ -24,6 +24,10 @@ from mim3d.tokens.contrasts import places_of
 
 DEFAULT_WINDOW = 96
 """Side of the window of a module that comes without a run, at most."""
+MOST_TIMES = 4
+"""Voxels of a patch at a finer spacing, as a multiple of those of training."""
+MOST_STRETCH = 1.5
+"""Millimetres of a patch of whole voxels, over or under those of training."""
 WINDOW_STEP = 16
 """Such a window is a multiple of this, which suits patches and networks that halve four times."""
 
@@ -109,15 +113,31 @@ class Segmenter:
 
         Raises:
             ConfigError: the encoder has a convolutional stem, which only knows its own patch.
+            VolumeError: no whole number of voxels comes near, or the kernel would be far larger.
         """
         patch, network = self.patch_at(spacing_mm), self.network
         if patch is None or not isinstance(network, UNETR):
             return self
         own = network.encoder.patch
+        self._check_reach(patch, own, spacing_mm)
         x, y, z = (
             -(-side // edge) * new for side, edge, new in zip(self.window, own, patch, strict=True)
         )
         return replace(self, network=AtPatch(network, patch), window=(x, y, z))
+
+    def _check_reach(self, patch: Triple, own: Triple, spacing_mm: Sequence[float]) -> None:
+        assert self.spacings_mm is not None  # else there is no patch
+        for new, edge, side, low, high in zip(
+            patch, own, spacing_mm, *self.spacings_mm, strict=True
+        ):
+            covers, covered = new * side, edge * min(max(side, low), high)
+            if new > MOST_TIMES * edge or not 1 / MOST_STRETCH <= covers / covered <= MOST_STRETCH:
+                raise VolumeError(
+                    f"its voxels of {side:.3g} mm are too far from those of training "
+                    f"({low:.3g} to {high:.3g} mm) for patches of {edge} voxels to follow",
+                    remedy="resample it; `--inference.patch fixed` predicts it poorly",
+                    code="spacing",
+                )
 
     @property
     def can_follow(self) -> bool:

@@ -2,22 +2,23 @@
 
 Positions in millimetres say where a token lies; what it reads is a box of voxels. In a volume of
 twice the spacing that box would cover twice as much, which no weight has seen. Here it gets fewer
-voxels instead, and the embedding's kernel is resized for them: nothing resamples the volume.
+voxels instead, and the embedding's kernel is resized for them: tokens are of the volume as it is.
+Only what lies behind them is interpolated: raw voxels that a decoder reads, and its logits.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.foundation.errors import ConfigError
 from mim3d.models.taps import cut_back, padded
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
-from mim3d.tokens.grid import TokenGrid, Triple
+from mim3d.tokens.grid import Triple
 
 
 def patch_for(patch: Triple, trained_mm: Sequence[float], spacing_mm: Sequence[float]) -> Triple:
@@ -39,11 +40,11 @@ def patch_for(patch: Triple, trained_mm: Sequence[float], spacing_mm: Sequence[f
 
 
 class AtPatch(nn.Module):
-    """A segmenter with patches of another size, and no weights of its own.
+    """A segmenter with patches of another size; it shares all weights but the embedding's.
 
     The encoder reads patches of so many voxels by its resized kernel. The decoder knows only the
-    boxes of training: it gets the same tokens, and raw voxels interpolated to that grid; its logits
-    are interpolated back (trilinear, centres of voxels).
+    boxes of training: it gets the same tokens, and raw voxels resized to that grid; its logits are
+    resized back.
 
     Args:
         network: what was trained.
@@ -55,34 +56,30 @@ class AtPatch(nn.Module):
 
     def __init__(self, network: UNETR, patch: Triple) -> None:
         super().__init__()
-        if network.encoder.config.stem == "convolutional" and patch != network.encoder.patch:
-            raise ConfigError(
-                "`inference.patch by_spacing` needs an encoder without a convolutional stem",
-                remedy="leave it out, and resample: `--prepare.spacing_mm` when the store is made",
-                code="patch-by-spacing",
-            )
-        self.network = network
-        self.patch = patch
+        self.trained_patch = network.encoder.patch
+        self.network = copy.copy(network)
+        self.network._modules = {**network._modules, "encoder": network.encoder.with_patch(patch)}
 
     @property
     def encoder(self) -> VolumeViT:
-        """The network's own."""
+        """That of the other patch."""
         return self.network.encoder
 
     def forward(
         self, voxels: Tensor, spacing_mm: Tensor | None = None, valid: Tensor | None = None
     ) -> Tensor:
         """Logits `b k x y z` of the voxels' own size; arguments as those of `UNETR`."""
-        network = self.network
-        states, voxels = network.encoded(voxels, spacing_mm, valid, patch=self.patch)
-        here = states.grid
-        there = TokenGrid.over(_times(here.counts, self.encoder.patch), self.encoder.patch)
+        states, voxels = self.network.encoded(voxels, spacing_mm, valid)
+        here, there = states.grid, states.grid.with_patch(self.trained_patch)
 
-        fine = F.interpolate(padded(voxels, here), size=there.padded, mode="trilinear")
-        logits = network.decoded(replace(states, grid=there), fine)
-        return cut_back(F.interpolate(logits, size=here.padded, mode="trilinear"), voxels)
+        seen = resized(padded(voxels, here), there.padded)
+        logits = self.network.decoded(replace(states, grid=there), seen)
+        return cut_back(resized(logits, here.padded), voxels)
 
 
-def _times(counts: Triple, patch: Triple) -> Triple:
-    x, y, z = (count * edge for count, edge in zip(counts, patch, strict=True))
-    return x, y, z
+def resized(maps: Tensor, size: Triple) -> Tensor:
+    """Maps `b c x y z` of another size: means where an axis shrinks, linear where one grows."""
+    x, y, z = (min(old, new) for old, new in zip(maps.shape[2:], size, strict=True))
+    if (x, y, z) != maps.shape[2:]:
+        maps = F.adaptive_avg_pool3d(maps, (x, y, z))
+    return maps if (x, y, z) == size else F.interpolate(maps, size=size, mode="trilinear")

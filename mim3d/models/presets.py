@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -58,6 +59,32 @@ def size_of(config: EncoderConfig) -> Size:
             code="bad-heads",
         )
     return size
+
+
+def check_numbers(config: EncoderConfig) -> None:
+    """Refuses numbers with which an encoder cannot be built or would give no numbers.
+
+    Raises:
+        ConfigError: naming the setting, its value and what it may be.
+    """
+    shortest, longest = config.wavelengths_mm
+    grid, spacing_mm = config.learned_grid or (1,), config.default_spacing_mm or (1.0,)
+    checks = {
+        "patch": (min(config.patch) >= 1, "1 voxel or more along each axis"),
+        "learned_grid": (min(grid) >= 1, "1 token or more along each axis"),
+        "default_spacing_mm": (all(0 < side < math.inf for side in spacing_mm), "above 0"),
+        "wavelengths_mm": (0 < shortest < longest < math.inf, "above 0, the shortest first"),
+        "mlp_ratio": (0 < config.mlp_ratio < math.inf, "above 0"),
+        "registers": (config.registers >= 0, "0 or more"),
+        "drop_path": (0 <= config.drop_path < 1, "0 to below 1"),
+        "attention_dropout": (0 <= config.attention_dropout < 1, "0 to below 1"),
+    }
+    for name, (is_fine, expected) in checks.items():
+        if not is_fine:
+            raise ConfigError(
+                f"`encoder.{name}` is {getattr(config, name)}, expected {expected}",
+                code="bad-number",
+            )
 
 
 def completed(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, Triple
+from mim3d.config.sections import DecoderConfig
 from mim3d.models.decoders import SkipSegmenter, build_decoder
 from mim3d.models.direct import DirectPath
 from mim3d.models.vit import Crops, HiddenStates, Spacing, VolumeViT
@@ -107,8 +107,6 @@ class UNETR(nn.Module):
         spacing_mm: Spacing,
         valid: Tensor | None,
         present: Tensor | None = None,
-        *,
-        patch: Triple | None = None,
     ) -> tuple[HiddenStates, Tensor]:
         """Hidden states at the decoder's taps, and the voxels by contrast, none in padding.
 
@@ -117,7 +115,5 @@ class UNETR(nn.Module):
         voxels, shown = self.encoder.placed(voxels, present)
         if valid is not None:
             voxels = torch.where(valid[:, None], voxels, voxels.new_zeros(()))
-        states = self.encoder(
-            voxels, spacing_mm, valid=valid, taps=self.decoder.taps, shown=shown, patch=patch
-        )
-        return states, voxels
+        taps = self.decoder.taps
+        return self.encoder(voxels, spacing_mm, valid=valid, taps=taps, shown=shown), voxels

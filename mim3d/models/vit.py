@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,7 +18,7 @@ from mim3d.foundation.errors import ConfigError, ShapeError, check_shape
 from mim3d.models.attention import Attended
 from mim3d.models.blocks import Block, initialise
 from mim3d.models.contrasts import Placed, known_contrasts, place
-from mim3d.models.presets import size_of
+from mim3d.models.presets import check_numbers, size_of
 from mim3d.models.resize import resized_kernel
 from mim3d.models.stem import ConvStem
 from mim3d.tokens.contrasts import ContrastEmbedding, places_of
@@ -123,6 +125,7 @@ class VolumeViT(nn.Module):
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
         config = config or EncoderConfig()
+        check_numbers(config)
         self.channels: int = config.channels or max(1, len(config.contrasts))
         self.config = replace(config, channels=self.channels)
         self.contrasts = known_contrasts(self.config)
@@ -149,6 +152,30 @@ class VolumeViT(nn.Module):
     def preset(cls, name: str, **fields: object) -> VolumeViT:
         """An encoder by its preset's name; `fields` are those of `EncoderConfig`."""
         return cls(replace(EncoderConfig(), preset=name, **fields))  # type: ignore[arg-type]
+
+    def with_patch(self, patch: Triple) -> VolumeViT:
+        """The same encoder for patches of another size; only the embedding is not shared.
+
+        Raises:
+            ConfigError: it has a convolutional stem, which only knows its own patch.
+        """
+        if patch == self.patch:
+            return self
+        if isinstance(self.embedding, ConvStem):
+            raise ConfigError(
+                "a convolutional stem only knows the patch it was made for",
+                remedy="resample, or train with `--encoder.stem patches`",
+                code="patch-of-stem",
+            )
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.config, other.patch = replace(self.config, patch=patch), patch
+        other.embedding = copy.deepcopy(self.embedding)
+        weight = self.embedding.projection.weight
+        with torch.no_grad():
+            resized = resized_kernel(weight, self.patch, patch, self.channels)
+        other.embedding.projection.weight = nn.Parameter(resized, weight.requires_grad)
+        return other
 
     @property
     def voxels_per_patch(self) -> int:
@@ -400,6 +427,11 @@ class VolumeViT(nn.Module):
         given = self.config.default_spacing_mm if spacing_mm is None else spacing_mm
         if given is None:
             return None
+        # A tensor is not looked at: it may lie on a device.
+        if not isinstance(given, Tensor) and not torch.compiler.is_compiling():
+            sides = np.asarray(given, dtype=float)
+            if not (np.isfinite(sides).all() and (sides > 0).all()):
+                raise ShapeError(f"VolumeViT expects a spacing above 0, got {given}")
         spacing = torch.as_tensor(given, dtype=torch.float32, device=voxels.device)
         spacing = spacing[None] if spacing.ndim == 1 else spacing
         if spacing.shape[0] not in (1, voxels.shape[0]) or spacing.shape[1:] != (3,):

@@ -32,6 +32,11 @@ class TokenGrid:
         x, y, z = (-(-side // edge) for side, edge in zip(size, patch, strict=True))
         return cls((x, y, z), patch, size)
 
+    def with_patch(self, patch: Triple) -> TokenGrid:
+        """As many tokens of another patch, over whole patches."""
+        x, y, z = (count * edge for count, edge in zip(self.counts, patch, strict=True))
+        return TokenGrid(self.counts, patch, (x, y, z))
+
     @property
     def n(self) -> int:
         """Number of tokens."""

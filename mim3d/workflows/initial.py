@@ -15,8 +15,8 @@ from mim3d.workflows.loading import encoder_of
 
 SCRATCH = "none"
 """What `--init` says to start from scratch."""
-LEARNING_FIELDS = ("drop_path", "attention_dropout", "checkpointing")
-"""Fields of the encoder that shape learning and not weights: each training sets its own."""
+LEARNING_FIELDS = ("drop_path", "attention_dropout", "checkpointing", "default_spacing_mm")
+"""Fields of the encoder that belong to a training or its store, and not to weights."""
 
 
 def is_fresh(config: PretrainConfig | FinetuneConfig) -> bool:

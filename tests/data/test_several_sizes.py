@@ -151,6 +151,8 @@ def test_tasks_that_cannot_are_refused_and_so_are_sizes_that_cannot_be(store: St
         feed_of(store, needs=BatchNeeds(labels=True))
     with pytest.raises(ConfigError, match="crop_sizes"):
         feed_of(store, crop_sizes=((8, 0, 8),))
+    with pytest.raises(ConfigError, match="9 sizes, which take turns in a step's 8 crops"):
+        feed_of(store, crop_sizes=tuple((8, 8, side) for side in range(8, 17)))
     turns = replace(GEOMETRY, turn_plane=("x", "y"), turn_probability=0.5)
     with pytest.raises(ConfigError, match="11 x 13"):
         feed_of(store, turns)

@@ -12,7 +12,7 @@ import torch
 
 from mim3d.config.sections import DecoderConfig, EncoderConfig, InferenceConfig
 from mim3d.data.volume import Volume
-from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.errors import ConfigError, VolumeError
 from mim3d.inference.predict import predict_probabilities
 from mim3d.inference.segmenter import Segmenter
 from mim3d.models.any_spacing import AtPatch
@@ -45,11 +45,16 @@ def volume(spacing_mm: tuple[float, float, float]) -> Volume:
         ((2.4, 1.0, 3.0), (4, 8, 4)),  # 9.6 mm at most
         ((0.4, 1.0, 3.0), (16, 8, 4)),  # 6.4 mm at least
         ((1.0, 3.0, 8.0), (8, 3, 2)),
-        ((1.0, 90.0, 90.0), (8, 1, 1)),
     ],
 )
 def test_a_patch_keeps_the_nearest_millimetres_that_training_saw(spacing_mm, patch):
     assert segmenter().patch_at(spacing_mm) == patch
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 90.0, 3.0), (0.1, 1.0, 3.0), (1.0, 1.0, 27.0)])
+def test_a_spacing_that_no_whole_voxels_come_near_is_refused(spacing_mm):
+    with pytest.raises(VolumeError, match=r"voxels of .* mm are too far from those of training"):
+        predict_probabilities(segmenter(), volume(spacing_mm))
 
 
 def test_nothing_is_known_of_a_module_without_a_run():
@@ -93,7 +98,7 @@ def test_a_stem_that_cannot_follow_stays_as_it_is_or_says_so():
     )
 
     assert np.array_equal(fixed, auto)
-    with pytest.raises(ConfigError, match="without a convolutional stem"):
+    with pytest.raises(ConfigError, match="only knows the patch it was made for"):
         predict_probabilities(ours, there, InferenceConfig(patch="by_spacing"))
 
 

@@ -68,38 +68,54 @@ def interpolated(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return np.stack(out).reshape(*maps.shape[:-3], *size)
 
 
+def resized(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Means of what each new voxel touches where an axis shrinks, then linear where one grows."""
+    for axis, new in zip((-3, -2, -1), size, strict=True):
+        old = maps.shape[axis]
+        if new < old:
+            parts = [
+                np.take(maps, range(i * old // new, -(-(i + 1) * old // new)), axis=axis)
+                for i in range(new)
+            ]
+            maps = np.stack([part.mean(axis=axis) for part in parts], axis=axis)
+    return interpolated(maps, size)
+
+
 def halves(old: int, new: int) -> np.ndarray:
     """Linear resize of a line as a matrix, column by column; no axis here shrinks below a half."""
     return np.stack([interpolated(unit.reshape(1, 1, old), (1, 1, new)).ravel()
                      for unit in np.eye(old)], axis=1)  # fmt: skip
 
 
-@pytest.mark.parametrize("decoder", ["light", "hybrid"])
-def test_logits_are_those_of_a_network_made_for_the_patch_on_the_decoders_own_grid(decoder):
+@pytest.mark.parametrize("other", [OTHER, (11, 6, 8)])
+@pytest.mark.parametrize("decoder", ["light", "hybrid", "unetr"])
+def test_logits_are_those_of_a_network_made_for_the_patch_on_the_decoders_own_grid(decoder, other):
     made, spacing_mm = network(decoder), torch.tensor([SPACING_MM]).expand(2, 3)
 
     # An encoder of the other patch, its kernel by one dense pseudo-inverse over all axes at once.
-    dense = reduce(np.kron, [halves(o, n) for o, n in zip(OWN, OTHER, strict=True)])
+    dense = reduce(np.kron, [halves(o, n) for o, n in zip(OWN, other, strict=True)])
     weight = made.encoder.embedding.projection.weight.detach().double().numpy()
     state = made.encoder.state_dict()
     state["embedding.projection.weight"] = torch.from_numpy(
         weight @ np.linalg.pinv(dense.T).T
     ).float()
-    encoder = VolumeViT(replace(made.encoder.config, patch=OTHER)).eval()
+    encoder = VolumeViT(replace(made.encoder.config, patch=other)).eval()
     encoder.load_state_dict(state)
 
     with torch.no_grad():
         states = encoder(crop(), spacing_mm, taps=made.decoder.taps)
         here = states.grid
-        assert here.counts == (3, 4, 4)
+        counts = tuple(-(-side // edge) for side, edge in zip(SIZE, other, strict=True))
+        assert here.counts == counts
+        box = tuple(count * edge for count, edge in zip(counts, OWN, strict=True))
         padded = np.zeros((2, 1, *here.padded), np.float32)
         padded[..., : SIZE[0], : SIZE[1], : SIZE[2]] = crop().numpy()
-        fine = torch.from_numpy(interpolated(padded, (24, 16, 32))).float()
-        there = TokenGrid.over((24, 16, 32), OWN)
+        fine = torch.from_numpy(resized(padded, box)).float()
+        there = TokenGrid.over(box, OWN)
         logits = made.decoder(replace(states, grid=there), fine)
-        expected = interpolated(logits.numpy(), here.padded)[..., : SIZE[0], : SIZE[1], : SIZE[2]]
+        expected = resized(logits.numpy(), here.padded)[..., : SIZE[0], : SIZE[1], : SIZE[2]]
 
-        found = AtPatch(made, OTHER)(crop(), spacing_mm)
+        found = AtPatch(made, other)(crop(), spacing_mm)
 
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
     assert found.std() > 1e-3
@@ -116,9 +132,24 @@ def test_what_stands_in_padding_does_not_matter():
         assert torch.equal(made(voxels, spacing_mm, valid), made(other, spacing_mm, valid))
 
 
+def test_all_weights_but_the_embeddings_kernel_are_shared_and_the_network_stays_as_it_was():
+    made = network()
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+
+    other = AtPatch(made, OTHER)
+
+    assert made.encoder.patch == OWN
+    assert other.encoder.patch == OTHER
+    assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())
+    ours = dict(made.named_parameters())
+    for key, value in other.network.named_parameters():
+        is_shared = value.data_ptr() == ours[key].data_ptr()
+        assert is_shared == (not key.startswith("encoder.embedding.")), key
+
+
 def test_a_convolutional_stem_only_knows_its_own_patch():
     made = network(patch=(8, 4, 8), stem="convolutional", stem_width=4)
 
     AtPatch(made, OWN)
-    with pytest.raises(ConfigError, match="without a convolutional stem"):
+    with pytest.raises(ConfigError, match="only knows the patch it was made for"):
         AtPatch(made, OTHER)

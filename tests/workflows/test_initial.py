@@ -30,6 +30,7 @@ from mim3d.workflows.plan import subject
 from mim3d.workflows.pretrain import pretrain
 
 KERNEL = "encoder.embedding.projection.weight"
+STORE_MM = (1.0, 1.0, 2.5)
 FOUND = EncoderConfig(
     preset="tiny", depth=3, patch=(8, 8, 8), channels=1, learned_grid=(2, 3, 4),
     positions="rotary_mm", default_spacing_mm=(1.0, 2.0, 3.0),
@@ -62,7 +63,10 @@ def asked(found: EncoderConfig, monkeypatch: pytest.MonkeyPatch, *names: str,
 
 
 def test_where_nothing_is_said_the_encoder_is_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert asked(FOUND, monkeypatch, said=set(), drop_path=0.1) == replace(FOUND, drop_path=0.1)
+    found = asked(FOUND, monkeypatch, said=set(), drop_path=0.1)
+
+    # Spacing is the store's: that of the run may be another cohort's.
+    assert found == replace(FOUND, drop_path=0.1, default_spacing_mm=STORE_MM)
 
 
 def test_listed_settings_may_differ_and_the_rest_stays_the_runs(
@@ -74,7 +78,7 @@ def test_listed_settings_may_differ_and_the_rest_stays_the_runs(
     )  # fmt: skip
 
     expected = replace(FOUND, patch=(16, 16, 4), channels=2, wavelengths_mm=(1.0, 99.0))
-    assert encoder == expected
+    assert encoder == replace(expected, default_spacing_mm=STORE_MM)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,8 @@ def test_a_learned_table_goes_to_the_grid_of_the_crops(monkeypatch: pytest.Monke
     goes = asked(found, monkeypatch, said=set(), adapt=("positions",))
 
     assert stays.learned_grid == (2, 3, 4)
-    assert goes == replace(found, learned_grid=(12, 12, 12))  # crops of 96 in patches of 8
+    # Crops of 96 in patches of 8.
+    assert goes == replace(found, learned_grid=(12, 12, 12), default_spacing_mm=STORE_MM)
 
 
 def test_adapting_to_the_default_patch_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
