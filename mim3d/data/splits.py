@@ -1,5 +1,6 @@
 """Who trains and who judges: lists by subject, drawn from hashes and seeds, never from order.
 
+A case is labelled if it has a label map; where targets are learned, if it has all of those.
 A subject's place is a number in [0, 1) made of its id alone, so that adding subjects moves nobody.
 Validation is what lies below `validation_fraction`; fold k of 5 is the k-th fifth. Only the inner
 folds, by which rates are chosen, are cut by rank: a short training list must not leave one empty.
@@ -51,7 +52,8 @@ def pretraining_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, .
     """Cases to pre-train on, with labels or without; never those that judge.
 
     With `data.fold` the subjects of that fold are left out, and the stored validation list is not;
-    with `data.inner_fold` those of that fifth are left out too.
+    with `data.inner_fold` those of that fifth are left out too. It is not known what will be
+    learned later: those that judge label maps are left out, and those that judge any target.
 
     Args:
         store: the prepared cohort.
@@ -62,7 +64,7 @@ def pretraining_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, .
         UserError: none.
         ConfigError: fewer subjects than asked for.
     """
-    judging = _judging_subjects(store, data) | _choosing_subjects(store, data)
+    judging = _others_judges(store, data)
     parts = ("training",) if data.fold is None else ("training", "validation")
     chosen = tuple(
         e.case_id for e in _entries(store) if e.part in parts and e.subject_id not in judging
@@ -72,7 +74,9 @@ def pretraining_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, .
     return tuple(case for case in chosen if store.subject(case) in drawn)
 
 
-def training_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, ...]:
+def training_cases(
+    store: Store, data: DataConfig, seed: int, targets: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Labelled cases to fine-tune on.
 
     Args:
@@ -80,37 +84,49 @@ def training_cases(store: Store, data: DataConfig, seed: int) -> tuple[str, ...]
         data: `labels` is a number of subjects or a fraction of them; `fold` replaces the stored
             lists; the subjects of `inner_fold` are left out.
         seed: names the draw of subjects; the draws of one seed are nested in each other.
+        targets: numbers of whole cases that are learned, by name; none is label maps.
 
     Raises:
         UserError: none, or fewer labelled subjects than asked for.
     """
-    choosing = _choosing_subjects(store, data)
-    pool = tuple(case for case in _labelled(store, data) if store.subject(case) not in choosing)
+    choosing = _choosing_subjects(store, data, targets)
+    labelled = _labelled(store, data, targets)
+    pool = tuple(case for case in labelled if store.subject(case) not in choosing)
     _some(pool, store, "no training case with labels")
     subjects = drawn_subjects((store.subject(case) for case in pool), data.labels, seed)
     return tuple(case for case in pool if store.subject(case) in subjects)
 
 
-def validation_cases(store: Store, data: DataConfig) -> tuple[str, ...]:
+def validation_cases(
+    store: Store, data: DataConfig, targets: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Labelled cases that judge: the stored list, or one fold. May be empty.
 
     With `data.inner_fold` it is that fifth of the labelled training subjects, and neither the
     stored list nor the fold is looked at.
 
+    Args:
+        store: the prepared cohort.
+        data: which list or fold.
+        targets: numbers of whole cases that are learned, by name; none is label maps.
+
     Raises:
         UserError: the fold asked for is empty.
     """
     if data.inner_fold is not None:
-        choosing = _choosing_subjects(store, data)
-        return tuple(case for case in _labelled(store, data) if store.subject(case) in choosing)
-    judging = _judging_subjects(store, data)
+        choosing = _choosing_subjects(store, data, targets)
+        labelled = _labelled(store, data, targets)
+        return tuple(case for case in labelled if store.subject(case) in choosing)
+    judging = _judging_subjects(store, data, targets)
+    of_all = tuple(e for e in _entries(store) if is_labelled(e, targets))
     if data.fold is None:
-        return tuple(e.case_id for e in _entries(store) if e.part == "validation" and e.has_label)
-    return tuple(
-        e.case_id
-        for e in _entries(store)
-        if e.part != "test" and e.has_label and e.subject_id in judging
-    )
+        return tuple(e.case_id for e in of_all if e.part == "validation")
+    return tuple(e.case_id for e in of_all if e.part != "test" and e.subject_id in judging)
+
+
+def is_labelled(entry: StoreEntry, targets: tuple[str, ...] = ()) -> bool:
+    """Whether a case has a label map, or all of these targets where there are any."""
+    return all(name in entry.targets for name in targets) if targets else entry.has_label
 
 
 def inner_split(
@@ -188,12 +204,28 @@ def _entries(store: Store) -> Iterable[StoreEntry]:
     return store.entries.values()
 
 
-def _judging_subjects(store: Store, data: DataConfig) -> frozenset[str]:
+def _others_judges(store: Store, data: DataConfig) -> frozenset[str]:
+    """Everyone who judges or chooses, whatever is learned."""
+    of_maps = any(entry.has_label for entry in _entries(store))
+    # Where nothing is labelled, label maps are what is missing.
+    names = sorted({name for entry in _entries(store) for name in entry.targets})
+    kinds: list[tuple[str, ...]] = [()] if of_maps or not names else []
+    kinds += [(name,) for name in names]
+    found = [
+        _judging_subjects(store, data, kind) | _choosing_subjects(store, data, kind)
+        for kind in kinds
+    ]
+    return frozenset[str]().union(*found)
+
+
+def _judging_subjects(store: Store, data: DataConfig, targets: tuple[str, ...]) -> frozenset[str]:
     if data.fold is None:
         return frozenset(e.subject_id for e in _entries(store) if e.part == "validation")
     if not 0 <= data.fold < FOLDS:
         raise ConfigError(f"`data.fold` is 0 to {FOLDS - 1}, got {data.fold}")
-    labelled = {e.subject_id for e in _entries(store) if e.has_label and e.part != "test"}
+    labelled = {
+        e.subject_id for e in _entries(store) if is_labelled(e, targets) and e.part != "test"
+    }
     judging = frozenset(subject for subject in labelled if fold_of(subject) == data.fold)
     if not judging:
         raise UserError(
@@ -206,13 +238,13 @@ def _judging_subjects(store: Store, data: DataConfig) -> frozenset[str]:
     return judging
 
 
-def _choosing_subjects(store: Store, data: DataConfig) -> frozenset[str]:
+def _choosing_subjects(store: Store, data: DataConfig, targets: tuple[str, ...]) -> frozenset[str]:
     """The labelled training subjects of the inner fold; none where none is asked for."""
     if data.inner_fold is None:
         return frozenset()
     if not 0 <= data.inner_fold < FOLDS:
         raise ConfigError(f"`data.inner_fold` is 0 to {FOLDS - 1}, got {data.inner_fold}")
-    subjects = {store.subject(case) for case in _labelled(store, data)}
+    subjects = {store.subject(case) for case in _labelled(store, data, targets)}
     ordered = sorted(subjects, key=lambda subject: (_inner_place(subject), subject))
     choosing = frozenset(ordered[data.inner_fold :: FOLDS])
     if not choosing or len(ordered) < 2:
@@ -235,13 +267,13 @@ def _filled(subjects: Iterable[str]) -> str:
     return ", ".join(map(str, sorted({fold_of(subject) for subject in subjects}))) or "none"
 
 
-def _labelled(store: Store, data: DataConfig) -> tuple[str, ...]:
-    judging = _judging_subjects(store, data)
+def _labelled(store: Store, data: DataConfig, targets: tuple[str, ...]) -> tuple[str, ...]:
+    judging = _judging_subjects(store, data, targets)
     parts = ("training",) if data.fold is None else ("training", "validation")
     return tuple(
         e.case_id
         for e in _entries(store)
-        if e.has_label and e.part in parts and e.subject_id not in judging
+        if is_labelled(e, targets) and e.part in parts and e.subject_id not in judging
     )
 
 

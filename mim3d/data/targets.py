@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +22,8 @@ class TargetRows:
         targets: which numbers, in the order of a row.
 
     Raises:
-        UserError: a target that no case has, that some cases lack, or whose value is no class.
+        UserError: a target that no case has, that some cases lack though it is not optional, or
+            whose value is no class.
     """
 
     def __init__(self, store: Store, cases: Sequence[str], targets: tuple[Target, ...]) -> None:
@@ -41,7 +43,7 @@ def _column(store: Store, cases: Sequence[str], target: Target) -> list[float]:
     """The number of each case, or the index of its class."""
     known = {case_id: store.entry(case_id).targets for case_id in cases}
     lacking = [case_id for case_id, values in known.items() if target.name not in values]
-    if lacking:
+    if lacking and not (target.is_optional and len(lacking) < len(cases)):
         names = ", ".join(f"`{name}`" for name in store.target_names) or "none"
         raise UserError(
             f"the target `{target.name}` is needed, and {len(lacking)} of {len(cases)} cases have "
@@ -50,10 +52,10 @@ def _column(store: Store, cases: Sequence[str], target: Target) -> list[float]:
             remedy=f"the store's targets are {names}; a CSV gives them as `target_<name>`",
             code="no-target",
         )
-    numbers = [float(known[case_id][target.name]) for case_id in cases]
+    numbers = [float(known[case_id].get(target.name, math.nan)) for case_id in cases]
     if target.classes is None:
         return numbers
-    foreign = sorted(set(numbers) - set(target.classes))
+    foreign = sorted({number for number in numbers if not math.isnan(number)} - set(target.classes))
     if foreign:
         listed = ", ".join(f"{value:g}" for value in target.classes)
         raise UserError(
@@ -63,4 +65,5 @@ def _column(store: Store, cases: Sequence[str], target: Target) -> list[float]:
             remedy="correct the source, or train anew with all classes",
             code="no-class",
         )
-    return [float(target.classes.index(number)) for number in numbers]
+    places = {value: float(place) for place, value in enumerate(target.classes)}
+    return [places.get(number, math.nan) for number in numbers]

@@ -1,8 +1,9 @@
-"""Bootstrap intervals of means over subjects."""
+"""Bootstrap intervals over subjects, of means and of any other number of a cohort."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,69 @@ from numpy.typing import NDArray
 from mim3d.foundation.randomness import generator
 
 Array = NDArray[np.float64]
+CHUNK = 2_000_000
+"""Weights in memory at once: 16 MB."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of a cohort and its bootstrap interval over subjects.
+
+    Attributes:
+        value: None where it is undefined.
+        low: lower end; None without resamples, or where no draw defines it.
+        high: upper end.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        return self.told(".3f")
+
+    def told(self, form: str) -> str:
+        """The value with its interval, each in the form of a format string; `-` without one."""
+        if self.value is None:
+            return "-"
+        if self.low is None or self.high is None:
+            return f"{self.value:{form}}"
+        return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+
+def measures(rows: Array, confidence: float) -> tuple[Measure, ...]:
+    """The measure of each column of what `drawn` returns."""
+    found = []
+    for value, *draws in rows.T:
+        low, high = interval(np.array(draws), confidence) or (None, None)
+        found.append(Measure(None if np.isnan(value) else float(value), low, high))
+    return tuple(found)
+
+
+def drawn(
+    statistic: Callable[[Array], Array], subjects: Sequence[str], resamples: int, seed: int = 0
+) -> Array:
+    """A statistic of all cases, and of those of `resamples` draws of subjects with replacement.
+
+    Args:
+        statistic: from how often each case counts, `rows cases`, to its values, `rows columns`.
+        subjects: whose each case is.
+        resamples: draws of as many subjects, with replacement, as there are.
+        seed: names the draws, which are those of `resampled_means`.
+
+    Returns:
+        `1 + resamples columns`; the first row is that of all cases.
+    """
+    names, place = np.unique(np.array(subjects, dtype=object), return_inverse=True)
+    count = len(names)
+    random = generator(seed, "bootstrap", count)
+    rows = [statistic(np.ones((1, len(subjects))))]
+    step = max(1, CHUNK // len(subjects))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        weights = random.multinomial(count, np.full(count, 1 / count), size=size)
+        rows.append(statistic(weights[:, place].astype(np.float64)))
+    return np.concatenate(rows)
 
 
 def group_by_subject(values: Array, subjects: Sequence[str]) -> tuple[Array, Array]:

@@ -31,9 +31,9 @@ def table(results: Results, style: Literal["plain", "markdown"] = "plain") -> st
         "absent",
     ]
     rows = [_row(name, metrics) for name, metrics in results.summary().items() if metrics]
-    lines = _markdown(head, rows) if style == "markdown" else _plain(head, rows)
+    lines = _markdown(head, rows) if style == "markdown" else aligned(head, rows)
     legend = (
-        f"{_count(len(results.case_ids), 'case')} of {_count(len(results.subjects), 'subject')}; "
+        f"{count(len(results.case_ids), 'case')} of {count(len(results.subjects), 'subject')}; "
         f"[low, high]: {100 * results.confidence:g} % bootstrap over subjects; missed and "
         "hallucinated score Dice 0, NSD 0 and the image's diagonal"
     )
@@ -56,7 +56,8 @@ def _cell(summary: Summary, digits: int) -> str:
     return f"{summary.mean:.{digits}f} [{summary.low:.{digits}f}, {summary.high:.{digits}f}]"
 
 
-def _plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns under their heads: the first one left, the others right."""
     widths = [max(len(row[place]) for row in (head, *rows)) for place in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -73,5 +74,6 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, rule, *cleaned)]
 
 
-def _count(number: int, word: str) -> str:
+def count(number: int, word: str) -> str:
+    """A number of things: `1 case`, `3 cases`."""
     return f"{number} {word}{'' if number == 1 else 's'}"

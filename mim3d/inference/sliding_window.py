@@ -156,14 +156,14 @@ def slabs(
         ResourceError: memory does not suffice for a single window.
     """
     relief = relief or Relief(voxels.device, config.windows_per_batch)
-    voxels, valid = _padded(voxels, sweep)
+    voxels, valid = filled_up(voxels, sweep)
     spacing = torch.tensor(spacing_mm, dtype=torch.float32).to(relief.device)
     ring: _Ring | None = None
     done = 0
     while done < len(sweep.starts):
         starts = sweep.starts[done : done + max(1, relief.at_once >> len(config.flips))]
         try:
-            crops, known = _crops(voxels, valid, sweep, starts, as_seen, relief.device)
+            crops, known = window_crops(voxels, valid, sweep, starts, as_seen, relief.device)
             logits = mirrored(
                 predictor, crops, spacing.expand(len(starts), 3), known, config.flips, swaps,
                 at_once=relief.at_once,
@@ -188,7 +188,7 @@ def slabs(
     yield from ring.release(sweep.size[sweep.axis])
 
 
-def _crops(
+def window_crops(
     voxels: Tensor,
     valid: Tensor | None,
     sweep: Sweep,
@@ -293,7 +293,7 @@ def mirrored(
             all of them.
     """
     count = len(voxels)
-    combinations = list(_combinations(flips))
+    combinations = list(mirror_combinations(flips))
     together = len(combinations) if at_once is None else max(1, at_once // count)
     total: Tensor | None = None
     for some in in_parts(combinations, together):
@@ -315,7 +315,8 @@ def mirrored(
     return total.div_(len(combinations)) if flips else total
 
 
-def _combinations(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def mirror_combinations(axes: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every choice of the axes, none first."""
     for count in range(len(axes) + 1):
         yield from itertools.combinations(axes, count)
 
@@ -327,7 +328,7 @@ def _exchanged(channels: int, swaps: Swaps) -> list[int]:
     return order
 
 
-def _padded(voxels: Tensor, sweep: Sweep) -> tuple[Tensor, Tensor | None]:
+def filled_up(voxels: Tensor, sweep: Sweep) -> tuple[Tensor, Tensor | None]:
     """Voxels of at least the window's size, and which of them are valid; None is all."""
     if not sweep.is_padded:
         return voxels, None

@@ -276,7 +276,8 @@ class Standstill:
                 "part frozen, or does the loss not depend on them?"
             )
         is_its_turn = step > self._optim.freeze_encoder_steps
-        if same == ["encoder"] and is_its_turn and not self._is_frozen_throughout:
+        is_asked_for = self._is_frozen_throughout or self._optim.adapt == "frozen"
+        if same == ["encoder"] and is_its_turn and not is_asked_for:
             found.append(
                 f"the encoder does not learn: at step {step:,} its weights are as they were; is it "
                 "frozen (`optim.encoder_lr`), or does the loss not depend on it?"

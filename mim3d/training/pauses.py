@@ -13,6 +13,7 @@ from torch import Tensor
 from mim3d.config.sections import TrainingConfig
 from mim3d.foundation.errors import Interrupted, ProcessLost
 from mim3d.foundation.reporting import Reporter
+from mim3d.models.low_rank import merged
 from mim3d.objectives.base import Task
 from mim3d.training.checkpoints import Saved
 from mim3d.training.ema import MeanWeights
@@ -237,6 +238,7 @@ class Pauses:
             # All take part where weights lie in parts.
             keeps, saved = self._machine.is_first, self._standing.saved(world=self._machine.world)
             weights = whole(self._standing.weights(), keeps=keeps)
+            weights = merged(self._standing.task, weights)
             tensors = whole(saved.tensors, keeps=keeps)
 
             def write() -> None:

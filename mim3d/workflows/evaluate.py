@@ -19,7 +19,8 @@ from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.pictures.colours import paints
 from mim3d.pictures.curves import draw_cases
 from mim3d.pictures.overlay import draw_overlay
-from mim3d.workflows.predict import RECORD
+from mim3d.workflows.evaluate_targets import evaluate_file, predictions_file
+from mim3d.workflows.prediction_jobs import RECORD
 from mim3d.workflows.result import Result
 
 
@@ -33,9 +34,12 @@ def evaluate(
 ) -> Result:
     """Dice, HD95 and NSD of every case and class, their means and intervals.
 
+    Of predicted classes and numbers: accuracy, F1, ROC-AUC and errors, with intervals alike.
+
     Args:
-        predictions: a folder of label maps, or one file.
-        labels: the true ones under the same names: a folder, an MSD folder, or one file.
+        predictions: a folder of label maps, or one file; or `predictions.csv`, or a folder of it.
+        labels: the true ones under the same names: a folder, an MSD folder, or one file; of
+            `predictions.csv` a store, a CSV with `target_<name>`, or an archive.
         out: `results.json`; a CSV and pictures are written beside it. None only prints.
         config: tolerance, bootstrap, list, images to draw on.
         reporter: where progress goes.
@@ -48,6 +52,10 @@ def evaluate(
     """
     config = config or EvaluateConfig()
     reporter = reporter or PlainReporter()
+    file = predictions_file(predictions)
+    if file is not None:
+        notes = training_notes(str(file.parent))
+        return evaluate_file(file, labels, out, config, notes, reporter)
     results = evaluate_folder(
         predictions,
         labels,

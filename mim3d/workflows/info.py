@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mim3d.config.reading import differences, read_config, to_mapping
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.sections import EncoderConfig, OptimConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.evaluation.results import read_results
 from mim3d.evaluation.table import table
+from mim3d.evaluation.target_table import target_table
+from mim3d.evaluation.targets import holds_target_results, read_target_results
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter
@@ -29,7 +31,7 @@ def info(path: str, *, reporter: Reporter | None = None) -> Result:
     """
     place = Path(path)
     if place.is_file():
-        return Result(text=table(read_results(place)), facts=read_object(place))
+        return _of_results(place)
     if (place / "manifest.json").is_file():
         return _of_store(place)
     if (place / "config.yaml").is_file():
@@ -39,6 +41,14 @@ def info(path: str, *, reporter: Reporter | None = None) -> Result:
         remedy="give a folder that `mim3d prepare`, `pretrain` or `finetune` wrote",
         code="not-ours",
     )
+
+
+def _of_results(place: Path) -> Result:
+    are_of_targets = holds_target_results(place)
+    text = (
+        target_table(read_target_results(place)) if are_of_targets else table(read_results(place))
+    )
+    return Result(text=text, facts=read_object(place))
 
 
 def _of_store(place: Path) -> Result:
@@ -89,7 +99,7 @@ def _of_run(place: Path) -> Result:
         f"{verb} run, {status.get('state', 'not started')} "
         f"({_number(status.get('step', 0)):,} of {config.training.steps:,} steps)",
         f"encoder   {encoder.preset}, patch ({size}), positions {encoder.positions}, "
-        f"{_channels(encoder)}; all of it is trained and kept",
+        f"{_channels(encoder)}; {_learning(config.optim)}",
         f"start     {origin}",
     ]
     lines.append(f"trained   on {len(record['trained_on'])} cases")
@@ -120,6 +130,18 @@ def _channels(encoder: EncoderConfig) -> str:
     if not encoder.contrasts:
         return f"{encoder.channels} channel(s)"
     return f"any of the contrasts {', '.join(encoder.contrasts)}"
+
+
+def _learning(optim: OptimConfig) -> str:
+    """What of the encoder learns, and what is kept."""
+    match optim.adapt:
+        case "full":
+            return "all of it is trained and kept"
+        case "frozen":
+            return "frozen: none of it is trained, all of it is kept"
+        case "lora":
+            maps = ", ".join(optim.lora_on)
+            return f"adapters of rank {optim.lora_rank} on {maps} are trained and added to it"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""What a run folder gives back: its encoder's weights, or the whole segmenter."""
+"""What a run folder gives back: its encoder's weights, or the whole segmenter or classifier."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
 
 from mim3d.config.reading import read_config
 from mim3d.config.sections import EncoderConfig
 from mim3d.config.tree import hints
 from mim3d.config.values import convert
 from mim3d.config.verbs import FinetuneConfig
+from mim3d.data.asked_target import AskedTarget
 from mim3d.data.classes import ClassTable
 from mim3d.data.prepare import VolumeRule
 from mim3d.data.regions import RegionScheme, region_scheme
@@ -20,9 +23,11 @@ from mim3d.foundation.digests import file_digest
 from mim3d.foundation.documents import DocumentError, bounded, versioned
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Reporter
+from mim3d.inference.classifier import Classifier
 from mim3d.inference.segmenter import Segmenter
 from mim3d.inference.sliding_window import Spacing
 from mim3d.models.adaptation import Adapted, adapted_tensors
+from mim3d.models.classifier import VolumeClassifier
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.models.weights import encoder_config, encoder_tensors, load_whole, transfer_encoder
@@ -40,6 +45,8 @@ PREPARATION = "preparation.json"
 """What a run keeps of its store."""
 RECORD_FORMAT = 2
 """Of `preparation.json`: the first version had neither a format nor a checksum."""
+TARGETS = "targets"
+"""What the record of a run of whole volumes says of its outputs."""
 INIT = "init.json"
 """What a run keeps of the one it started from."""
 
@@ -234,6 +241,23 @@ def network_of(config: FinetuneConfig, classes: ClassTable) -> UNETR:
     return UNETR(VolumeViT(config.encoder), outputs, config.decoder)
 
 
+def classifier_network(config: FinetuneConfig, table: Sequence[AskedTarget]) -> VolumeClassifier:
+    """The network of whole volumes that a fine-tuning config describes, freshly initialised.
+
+    Raises:
+        ConfigError: a number that cannot be, or a class token that the encoder lacks.
+    """
+    said = config.classification
+    return VolumeClassifier(
+        VolumeViT(config.encoder),
+        sum(one.outputs for one in table),
+        pool=said.pool,
+        dropout=said.dropout,
+        keep=said.keep,
+        keep_at_test=said.keep_at_test,
+    )
+
+
 def scheme_of(config: FinetuneConfig, classes: ClassTable) -> RegionScheme | None:
     """The scheme of overlapping regions, checked against the classes; None for a softmax."""
     if config.objective.regions is None:
@@ -261,6 +285,78 @@ def load_segmenter(
     Raises:
         UserError: no such run or checkpoint, or a run that is no segmenter.
     """
+    found = _trained(run, checkpoint)
+    config = found.config
+    if config.task != "segmentation":
+        raise UserError(
+            f"`{run}` says one answer for a whole volume (`task {config.task}`) and no label maps",
+            remedy="`mim3d predict` writes its answers as a CSV",
+            code="no-segmenter",
+        )
+    classes = classes_of(found.record, run)
+    network = network_of(config, classes)
+    load_whole(network, read_weights(found.folder)[0], source=str(run))
+    regions = scheme_of(config, classes)
+    return replace(
+        _model(network, found, run, device, precision),
+        classes=classes,
+        regions=regions,
+        swap_on_flip=config.augmentation.swap_on_flip,
+        # Of crops of several sizes training cut all padding away.
+        pads=not config.data.crop_sizes,
+        spacings_mm=_spacings(found.record),
+    )
+
+
+def load_classifier(
+    run: str | Path,
+    *,
+    checkpoint: Which = "last",
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+) -> Classifier:
+    """A run that was fine-tuned on targets of whole volumes, ready to predict.
+
+    Args:
+        run: the folder `mim3d finetune` wrote.
+        checkpoint: which of its checkpoints.
+        device: `auto`, `cpu`, `cuda` or `cuda:1`.
+        precision: `auto` is bf16 where the device does it in hardware.
+
+    Raises:
+        UserError: no such run or checkpoint, or a run that is no classifier.
+    """
+    found = _trained(run, checkpoint)
+    if found.config.task == "segmentation":
+        raise UserError(
+            f"`{run}` segments, and says no answer for a whole volume",
+            remedy="average runs of one task only",
+            code="no-classifier",
+        )
+    table = targets_of(found.record, run)
+    network = classifier_network(found.config, table)
+    load_whole(network, read_weights(found.folder)[0], source=str(run))
+    return Classifier(_model(network, found, run, device, precision), table)
+
+
+def task_of(run: str | Path) -> str:
+    """The task of a fine-tuned run, by the config's word.
+
+    Raises:
+        UserError: no such run.
+    """
+    return _trained(run, "last").config.task
+
+
+class _Trained(NamedTuple):
+    """A fine-tuned run."""
+
+    folder: Path
+    config: FinetuneConfig
+    record: dict[str, Any]
+
+
+def _trained(run: str | Path, checkpoint: Which) -> _Trained:
     folder = checkpoint_of(run, checkpoint)
     record = load_preparation(run)
     if record["verb"] != "finetune":
@@ -269,25 +365,41 @@ def load_segmenter(
             remedy=f"`mim3d finetune CONFIG --init {run}` makes a segmenter of it",
             code="no-segmenter",
         )
-    config = read_config(Path(run) / "config.yaml", FinetuneConfig)
-    classes = classes_of(record, run)
-    network = network_of(config, classes)
-    load_whole(network, read_weights(folder)[0], source=str(run))
-    chosen = choose_device(device)
+    return _Trained(folder, read_config(Path(run) / "config.yaml", FinetuneConfig), record)
+
+
+def _model(
+    network: nn.Module,
+    found: _Trained,
+    run: str | Path,
+    device: str,
+    precision: Literal["auto", "fp32", "bf16"],
+) -> Segmenter:
+    """A network with its window and how its input is made."""
+    config, chosen = found.config, choose_device(device)
     return Segmenter(
         network,
         config.inference.window or config.data.crop_size,
-        classes=classes,
-        regions=scheme_of(config, classes),
-        rule=_rule(config, record, run),
-        channel_names=tuple(record["channel_names"]),
-        swap_on_flip=config.augmentation.swap_on_flip,
+        rule=_rule(config, found.record, run),
+        channel_names=tuple(found.record["channel_names"]),
         device=chosen,
         precision=choose_precision(precision, chosen),
-        # Of crops of several sizes training cut all padding away.
-        pads=not config.data.crop_sizes,
-        spacings_mm=_spacings(record),
     )
+
+
+def targets_of(record: dict[str, Any], run: str | Path = "") -> tuple[AskedTarget, ...]:
+    """What the outputs of a run of whole volumes stand for.
+
+    Raises:
+        UserError: its record does not say.
+    """
+    try:
+        table = tuple(AskedTarget.from_json(one) for one in record[TARGETS])
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise _damaged(run, "its targets are none") from error
+    if not table:
+        raise _damaged(run, "it has no targets")
+    return table
 
 
 def run_digest(run: str | Path, which: Which = "last") -> str:

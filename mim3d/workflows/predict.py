@@ -1,12 +1,14 @@
-"""`mim3d predict`: from a fine-tuned run and scans to label maps on the scans' own grids."""
+"""`mim3d predict`: from a fine-tuned run and scans to label maps on the scans' own grids.
+
+Runs of whole volumes say answers in place of label maps (`predict_answers`).
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from mim3d.data.volume import Volume
 from mim3d.foundation.atomic import make_folder, sweep, write_json
 from mim3d.foundation.disk import check_there, check_written
 from mim3d.foundation.documents import read_object
-from mim3d.foundation.errors import DiskError, ExitCode, ResourceError, UserError
+from mim3d.foundation.errors import ConfigError, DiskError, ExitCode, ResourceError, UserError
 from mim3d.foundation.memory import gigabytes, lack_told
 from mim3d.foundation.reporting import PlainReporter, Reporter, duration
 from mim3d.inference import predict as inference
@@ -33,12 +35,18 @@ from mim3d.inference.windows import WindowCount
 from mim3d.models.unetr import UNETR
 from mim3d.pictures.colours import paints
 from mim3d.pictures.overlay import draw_overlay
-from mim3d.workflows.loading import load_preparation, load_segmenter, run_digest
-from mim3d.workflows.prediction_jobs import Job, jobs_of, warn_of_training_cases
+from mim3d.workflows.loading import load_preparation, load_segmenter, task_of
+from mim3d.workflows.predict_answers import predict_answers
+from mim3d.workflows.prediction_jobs import (
+    RECORD,
+    Asked,
+    Job,
+    jobs_of,
+    key_of,
+    settings_of,
+    warn_of_training_cases,
+)
 from mim3d.workflows.result import Result
-
-RECORD = "predictions.json"
-"""Which prediction was made of what, so that the same command goes on where it stopped."""
 
 
 def predict(
@@ -51,7 +59,9 @@ def predict(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Result:
-    """Segments scans; each output bears its input's name and lies on its input's grid.
+    """Predicts what a run has learned: label maps of scans, or answers for whole volumes.
+
+    A label map bears its input's name and lies on its input's grid; answers go to one CSV.
 
     Running it again keeps what is done; what was made of another input, run or setting is made
     anew.
@@ -72,21 +82,36 @@ def predict(
         UserError: no run, no input, or two inputs of one name.
     """
     config = config or PredictConfig()
-    reporter = reporter or PlainReporter()
-    folder = Path(out)
-    jobs = jobs_of(inputs, folder)
     names = [name for name in runs.split(",") if name]
+    asked = Asked(
+        names,
+        jobs_of(inputs, Path(out)),
+        Path(out),
+        config,
+        reporter or PlainReporter(),
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    return PREDICTING[task_of(names[0])](asked)
+
+
+def predict_labels(asked: Asked) -> Result:
+    """Label maps; raises as `predict`."""
+    names, jobs, config, reporter = asked.runs, asked.jobs, asked.config, asked.reporter
+    folder = asked.folder
     segmenters = [
         load_segmenter(
             name, checkpoint=config.checkpoint, device=config.device, precision=config.precision
         )
         for name in names
     ]
+    if config.inference.patch == "by_spacing":
+        _check_can_follow(names, segmenters)
     reporter.say(
         f"predicting {len(jobs)} case(s) with {', '.join(f'`{name}`' for name in names)} into "
-        f"`{out}`"
+        f"`{folder}`"
     )
-    if dry_run:
+    if asked.dry_run:
         lines = [f"{job.output.name}" for job in jobs]
         return Result(text="\n".join([*lines, "nothing was written (--dry_run)"]))
     make_folder(folder)
@@ -97,11 +122,30 @@ def predict(
     labels = write_label_files(folder, classes, segmenters[0].regions)
     trained = {key for name in names for key in load_preparation(name)["trained_on"].values()}
     warn_of_training_cases(jobs, trained, reporter)
-    work = _Work(folder, segmenters, config, reporter, _settings(names, config), trained)
-    work.record = {} if overwrite else _record(folder)
+    work = _Work(folder, segmenters, config, reporter, settings_of(names, config), trained)
+    work.record = {} if asked.overwrite else _record(folder)
     for done, job in enumerate(jobs):
         work.take(done, len(jobs), job)
     return work.result(jobs, labels)
+
+
+PREDICTING: dict[str, Callable[[Asked], Result]] = {
+    "segmentation": predict_labels,
+    "classification": predict_answers,
+    "regression": predict_answers,
+}
+"""By the task of the run."""
+
+
+def _check_can_follow(names: Sequence[str], segmenters: Sequence[Segmenter]) -> None:
+    for name, segmenter in zip(names, segmenters, strict=True):
+        if not segmenter.can_follow:
+            raise ConfigError(
+                f"`inference.patch` is `by_spacing`, but the convolutional stem of `{name}` only "
+                "knows the patch it was made for",
+                remedy="leave it out: `auto` keeps the patch there and says so",
+                code="patch-of-stem",
+            )
 
 
 @dataclass(eq=False)
@@ -142,7 +186,7 @@ class _Work:
             DiskError: it cannot be written; the next one could not either.
         """
         name = job.output.name
-        key = {**_key(job, self.settings), "trained_on": job.source in self.trained}
+        key = {**key_of(job, self.settings), "trained_on": job.source in self.trained}
         if channels := self._channels(job):
             key["channels"] = list(channels)
         if self.record.get(name) != key or not job.is_there(self.config):
@@ -268,21 +312,6 @@ def _draw(job: Job, volume: Volume, labels: Volume, segmenter: Segmenter) -> Non
 
 def _windows(reporter: Reporter, case_id: str, done: int, total: int) -> None:
     reporter.progress(done, total, f"{case_id}: window {done} of {total}")
-
-
-def _settings(runs: Sequence[str], config: PredictConfig) -> dict[str, Any]:
-    """What decides a prediction besides its input."""
-    return {
-        "runs": [run_digest(run, config.checkpoint) for run in runs],
-        "inference": asdict(config.inference),
-        "precision": config.precision,
-        "align_channels": config.align_channels,
-    }
-
-
-def _key(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a prediction was made of; JSON types, so that it compares with what was stored."""
-    return dict(json.loads(json.dumps({"images": job.keys, **settings})))
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mim3d.config.verbs import PredictConfig
 from mim3d.data.cohort import Case, read_cohort
 from mim3d.data.files import content_key, is_there
 from mim3d.data.prepare import image_key
+from mim3d.foundation.documents import parsed
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Reporter
+from mim3d.workflows.loading import run_digest
+
+RECORD = "predictions.json"
+"""Which prediction was made of what, so that the same command goes on where it stopped."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,44 @@ class Job:
     def probabilities(self) -> Path:
         """Where its probabilities go."""
         return self.output.with_name(self.output.name.replace(".nii.gz", "_probabilities.nii.gz"))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One command.
+
+    Args:
+        runs: their folders, at least one.
+        jobs: what is to be predicted.
+        folder: of the predictions.
+        config: the sliding window and what is written.
+        reporter: where progress goes.
+        overwrite: predict again what is already there.
+        dry_run: list what would be predicted, and stop.
+    """
+
+    runs: Sequence[str]
+    jobs: Sequence[Job]
+    folder: Path
+    config: PredictConfig
+    reporter: Reporter
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+def settings_of(runs: Sequence[str], config: PredictConfig) -> dict[str, Any]:
+    """What decides a prediction besides its input."""
+    return {
+        "runs": [run_digest(run, config.checkpoint) for run in runs],
+        "inference": asdict(config.inference),
+        "precision": config.precision,
+        "align_channels": config.align_channels,
+    }
+
+
+def key_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a prediction was made of; JSON types, so that it compares with what was stored."""
+    return dict(parsed(json.dumps({"images": job.keys, **settings})))
 
 
 def jobs_of(inputs: Sequence[str], folder: Path) -> list[Job]:

@@ -24,10 +24,17 @@ from mim3d.foundation.errors import ConfigError, UserError
 SUBJECTS = [f"subject {number}" for number in range(200)]
 
 
-def _store(rows) -> SimpleNamespace:
-    """What splits look at of a store: case, subject, part, labelled."""
+def _store(rows, targets=()) -> SimpleNamespace:
+    """What splits look at of a store: case, subject, part, labelled; and targets by case."""
+    known = dict(targets)
     entries = {
-        case: SimpleNamespace(case_id=case, subject_id=subject, part=part, has_label=labelled)
+        case: SimpleNamespace(
+            case_id=case,
+            subject_id=subject,
+            part=part,
+            has_label=labelled,
+            targets=known.get(case, {}),
+        )
         for case, subject, part, labelled in rows
     }
     return SimpleNamespace(
@@ -237,3 +244,66 @@ def test_of_two_subjects_an_inner_fold_has_one():
         validation_cases(store, DataConfig(inner_fold=4))
     with pytest.raises(ConfigError, match="`data.inner_fold` is 0 to 4, got 5"):
         training_cases(store, DataConfig(inner_fold=5), 0)
+
+
+def _with_targets(count: int = 60) -> SimpleNamespace:
+    """No label maps; all have an age, two of three a grade; every fourth subject validates."""
+    rows = [
+        (f"case {n}", f"s{n}", "validation" if n % 4 == 0 else "training", False)
+        for n in range(count)
+    ]
+    targets = {
+        f"case {n}": {"age": 30.0 + n, **({"grade": float(n % 2)} if n % 3 else {})}
+        for n in range(count)
+    }
+    return _store([*rows, ("last", "t", "test", False)], {**targets, "last": {"age": 1.0}})
+
+
+@pytest.mark.parametrize("fold", [None, 0, 3])
+@pytest.mark.parametrize("targets", [("age",), ("grade",), ("age", "grade")])
+def test_who_has_all_the_targets_that_are_learned_trains_or_judges(fold, targets):
+    store, data = _with_targets(), DataConfig(fold=fold)
+
+    training, judging = (
+        training_cases(store, data, 0, targets),
+        validation_cases(store, data, targets),
+    )
+
+    has_all = {
+        case
+        for case, entry in store.entries.items()
+        if set(targets) <= set(entry.targets) and entry.part != "test"
+    }
+    assert set(training) | set(judging) == has_all
+    assert not set(training) & set(judging)
+    if fold is not None:
+        assert {store.subject(case) for case in judging} == {
+            store.subject(case) for case in has_all if fold_of(store.subject(case)) == fold
+        }
+
+
+def test_draws_of_labelled_subjects_over_targets_are_nested_and_exact():
+    store = _with_targets()
+    draws = [set(training_cases(store, DataConfig(labels=n), 4, ("grade",))) for n in (3, 9, 20)]
+
+    assert [len(draw) for draw in draws] == [3, 9, 20]
+    assert draws[0] < draws[1] < draws[2]
+    assert all("grade" in store.entries[case].targets for case in draws[2])
+
+
+def test_without_label_maps_nobody_is_labelled_unless_targets_are_asked_for():
+    with pytest.raises(UserError, match="no training case with labels"):
+        training_cases(_with_targets(), DataConfig(), 0)
+
+
+@pytest.mark.parametrize("choice", [{"fold": 1}, {"inner_fold": 2}, {"fold": 1, "inner_fold": 2}])
+def test_pretraining_sees_no_one_who_judges_any_target(choice):
+    store, data = _with_targets(), DataConfig(**choice)
+
+    seen = {store.subject(case) for case in pretraining_cases(store, data, 0)}
+
+    for targets in (("age",), ("grade",)):
+        judging = validation_cases(store, data, targets)
+        assert judging
+        assert not seen & {store.subject(case) for case in judging}
+    assert len(seen) > 20

@@ -145,3 +145,31 @@ def test_targets_of_a_table_reach_the_batch(tmp_path):
 
 def _volume(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(1, 900, (1, 11, 13, 7)).astype(np.int16)
+
+
+def test_cases_that_lack_an_optional_target_have_none_and_count_among_the_rest(store):
+    cases = store.ids()  # of all parts: those that do not train have neither age nor grade
+    assert set(cases) > set(AGES)
+    optional = tuple(replace(target, is_optional=True) for target in BOTH)
+    feed = make_feed(
+        store,
+        cases,
+        data=DataConfig(crop_size=(7, 5, 6)),
+        augmentation=AugmentationConfig(),
+        needs=BatchNeeds(targets=optional),
+        batch_size=len(cases),
+        seed=1,
+    )
+
+    _, (batch,) = next(iter(feed.batches(0, 1)))
+
+    for case_id, row in zip(batch.case_ids, batch.targets.tolist(), strict=True):
+        if case_id in AGES:
+            assert row == [(CLASSES[case_id] - 3) / 2, AGES[case_id]]
+        else:
+            assert np.isnan(row).all()
+
+
+def test_an_optional_target_that_no_case_has_is_refused(store):
+    with pytest.raises(UserError, match="the target `weight` is needed"):
+        _feed(store, BatchNeeds(targets=(Target("weight", is_optional=True),)))

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from mim3d.evaluation.intervals import group_by_subject, interval, resampled_means, row_means
+from mim3d.evaluation.intervals import (
+    Measure,
+    drawn,
+    group_by_subject,
+    interval,
+    measures,
+    resampled_means,
+    row_means,
+)
 
 
 def test_cases_of_one_subject_are_drawn_together() -> None:
@@ -57,3 +65,29 @@ def test_draws_without_a_value_take_no_part() -> None:
     assert interval(draws[:, 0], 0.95) == (0.5, 0.5)
     assert set(row_means(draws)) == {0.75, 1.0}
     assert interval(np.array([np.nan]), 0.95) is None
+
+
+def test_draws_in_pieces_are_the_draws_of_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).random((9, 1))
+    subjects = list("bbacdeacf")
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        return weights @ values / weights.sum(axis=1, keepdims=True)
+
+    whole = drawn(mean, subjects, 100)
+    monkeypatch.setattr("mim3d.evaluation.intervals.CHUNK", 27)
+
+    # The draws are the same; a product of other shapes rounds its sums otherwise.
+    assert np.allclose(drawn(mean, subjects, 100), whole, rtol=0, atol=1e-14)
+    assert whole[0, 0] == pytest.approx(values.mean())
+    other = resampled_means(*group_by_subject(values, subjects), 100)
+    assert np.allclose(whole[1:], other, rtol=0, atol=1e-14)
+
+
+def test_a_measure_is_told_with_its_interval() -> None:
+    rows = np.array([[0.5, np.nan, 1.0], [0.25, 0.5, np.nan], [0.75, 0.5, np.nan]])
+
+    first, second, third = measures(rows, 0.5)
+
+    assert first == Measure(0.5, 0.375, 0.625)
+    assert (str(first), str(second), str(third)) == ("0.500 [0.375, 0.625]", "-", "1.000")

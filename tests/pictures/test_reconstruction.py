@@ -72,3 +72,24 @@ def test_arrays_of_two_grids_are_refused(tmp_path: Path) -> None:
             tmp_path / "r.png", original=original, reconstructed=guess, mask=mask[1:],
             spacing_mm=SPACING,
         )  # fmt: skip
+
+
+def test_without_a_prediction_only_what_was_seen_is_drawn(tmp_path: Path) -> None:
+    original, guess, mask = arrays()
+
+    paths = [
+        draw_reconstruction(
+            tmp_path / name, original=original, reconstructed=shown, mask=mask,
+            spacing_mm=SPACING, note="features were predicted",
+        )
+        for name, shown in (("voxels.png", guess), ("features.png", None))
+    ]  # fmt: skip
+
+    voxels, features = (matplotlib.image.imread(path)[..., :3] for path in paths)
+    # two columns of five, and a margin of 0.3 inches to the left of either
+    assert features.shape[1] == pytest.approx(
+        voxels.shape[1] * (0.3 + 2 * 1.98) / (0.3 + 5 * 1.98), rel=0.02
+    )
+    hidden = np.abs(features - np.array(unit(MASKED))).max(axis=-1) < 0.01
+    columns = np.flatnonzero(hidden.any(axis=0)) / features.shape[1]
+    assert columns.min() > 0.5

@@ -15,11 +15,17 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from loop_fakes import FakeFeed, FakeTask, optim_config, training_config  # noqa: E402
 
-from mim3d.config.sections import EncoderConfig, PretextConfig, TeacherConfig  # noqa: E402
+from mim3d.config.sections import (  # noqa: E402
+    EncoderConfig,
+    OptimConfig,
+    PretextConfig,
+    TeacherConfig,
+)
 from mim3d.data.batch import CropBatch  # noqa: E402
 from mim3d.foundation.errors import UserError  # noqa: E402
 from mim3d.foundation.randomness import generator  # noqa: E402
 from mim3d.foundation.reporting import Silent  # noqa: E402
+from mim3d.models.low_rank import adapt  # noqa: E402
 from mim3d.models.vit import VolumeViT  # noqa: E402
 from mim3d.objectives.base import Moment, Outcome, Task  # noqa: E402
 from mim3d.objectives.masked import MaskedAutoencoder  # noqa: E402
@@ -32,7 +38,8 @@ from mim3d.training.run import Run  # noqa: E402
 def masked_task(kind: str) -> Task:
     """A small MAE whose blocks lie in lists, as FSDP cuts them, and are computed again.
 
-    Or a SMIT, whose teacher and centres have to be the same in every process.
+    With adapters in its encoder where the kind is `lora`. Or a SMIT, whose teacher and centres have
+    to be the same in every process.
     """
     encoder = EncoderConfig(
         width=24,
@@ -49,7 +56,10 @@ def masked_task(kind: str) -> Task:
         teacher = TeacherConfig(views=1, prototypes=16, head_width=12, bottleneck=6, momentum=0.8)
         return SMIT(VolumeViT(encoder), PretextConfig(name="smit", teacher=teacher))
     objective = PretextConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)
-    return MaskedAutoencoder(VolumeViT(encoder), objective)
+    task = MaskedAutoencoder(VolumeViT(encoder), objective)
+    if kind == "lora":
+        adapt(task.encoder, OptimConfig(adapt="lora", lora_rank=3))
+    return task
 
 
 class VolumeFeed(FakeFeed):

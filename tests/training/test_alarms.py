@@ -188,6 +188,16 @@ def test_an_encoder_that_stays_as_it_is_is_told_of_when_it_is_its_turn() -> None
     assert waits.note(crops(), 20) == []
 
 
+def test_an_encoder_that_is_to_stay_as_it_is_is_not_told_of() -> None:
+    task = FakeTask()
+    alarm = standstill(task, adapt="frozen")
+    with torch.no_grad():
+        task.decoder.weight += 1
+
+    assert alarm.expected() == []
+    assert alarm.note(crops(), 20) == []
+
+
 def test_an_encoder_that_moves_is_left_alone() -> None:
     task = FakeTask()
     alarm = standstill(task)

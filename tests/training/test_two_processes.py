@@ -123,6 +123,24 @@ def test_a_teacher_and_its_centres_are_the_same_in_every_process(
     assert_same_training(tmp_path / "two", tmp_path / "one", atol=5e-4)
 
 
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+def test_adapters_learn_and_are_merged_as_in_one_process(tmp_path: Path, strategy: str) -> None:
+    """With FSDP a map that stays and its adapters are cut and gathered together."""
+    run(tmp_path / "one", world=1, kind="lora")
+    facts = run(tmp_path / "two", world=2, kind="lora", strategy=strategy)
+
+    assert_same_facts(tmp_path / "two", tmp_path / "one", facts)
+    assert_same_training(tmp_path / "two", tmp_path / "one", atol=3e-5)
+    one, two = (
+        load_file(tmp_path / name / "run" / "checkpoints" / "last" / "weights.safetensors")
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    assert not [name for name in two if name.endswith((".down", ".up"))]
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=3e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "accumulation"), [("ddp", 1), ("ddp", 2), ("fsdp", 1)])
 def test_ddp_and_fsdp_train_as_one_process_does_however_a_batch_is_parted(

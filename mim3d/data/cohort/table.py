@@ -7,14 +7,13 @@ relative to the file; a row of an archive has one, `archive.npz/train_00017`.
 
 from __future__ import annotations
 
-import csv
-import math
 from pathlib import Path
 
 from mim3d.data.cohort.cases import Case, Cohort, Part, listed, remarks_on_subjects, stem
+from mim3d.foundation.documents import DocumentError
 from mim3d.foundation.errors import UserError
+from mim3d.foundation.tables import Row, number, read_rows
 
-MAX_BYTES = 256 * 2**20
 LISTS: dict[str, Part] = {
     "": "training",
     "train": "training",
@@ -33,22 +32,13 @@ def read_table(path: Path) -> Cohort:
     Raises:
         UserError: columns or cells that cannot be understood, with the line.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise _wrong(path, f"it is larger than {MAX_BYTES >> 20} MiB")
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-            columns = list(reader.fieldnames or [])
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise _wrong(path, f"it is no table of UTF-8 text ({error})") from None
-    images = [c for c in columns if c == "image" or c.startswith("image_")]
-    if not images or len(set(columns)) < len(columns):
-        raise _wrong(path, "it needs the column `image` or `image_<contrast>`, and no column twice")
+    columns, rows = _rows(path)
+    images = _images(columns)
+    if not images:
+        raise _wrong(path, "it needs the column `image` or `image_<contrast>`")
     if "image" in images and len(images) > 1:
         raise _wrong(path, "it has both `image` and `image_<contrast>`")
-    cases = [_case(row, line, images, path) for line, row in rows]
+    cases = [_checked(row, line, images, path) for line, row in rows]
     unknown = [c for c in columns if c not in (*KNOWN, *images) and not c.startswith("target_")]
     remarks = remarks_on_subjects(cases)
     if unknown:
@@ -60,19 +50,55 @@ def read_table(path: Path) -> Cohort:
     )
 
 
+def read_target_table(path: Path) -> tuple[Case, ...]:
+    """The cases of a table for the sake of their targets: it may name cases instead of images.
+
+    Raises:
+        UserError: columns or cells that cannot be understood, with the line; a case twice.
+    """
+    columns, rows = _rows(path)
+    images = _images(columns)
+    if "case" not in columns and not images:
+        raise _wrong(path, "it needs the column `case`, `image` or `image_<contrast>`")
+    cases: dict[str, Case] = {}
+    for line, row in rows:
+        case = _checked(row, line, images, path)
+        if cases.setdefault(case.case_id, case) is not case:
+            raise _wrong(path, f"line {line} has the case `{case.case_id}` again")
+    return tuple(cases.values())
+
+
+def _rows(path: Path) -> tuple[list[str], list[Row]]:
+    try:
+        return read_rows(path, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    except DocumentError as error:
+        raise _wrong(path, str(error)) from None
+
+
+def _images(columns: list[str]) -> list[str]:
+    return [column for column in columns if column == "image" or column.startswith("image_")]
+
+
+def _checked(row: dict[str, str], line: int, images: list[str], path: Path) -> Case:
+    try:
+        return _case(row, line, images, path)
+    except DocumentError as error:
+        raise _wrong(path, str(error)) from None
+
+
 def _case(row: dict[str, str], line: int, images: list[str], path: Path) -> Case:
-    if None in row or None in row.values():
-        raise _wrong(path, f"line {line} has another number of cells than the first")
     cells = {column: cell.strip() for column, cell in row.items()}
     empty = [column for column in images if not cells[column]]
     if empty:
-        raise _wrong(path, f"line {line} has no `{empty[0]}`")
+        raise DocumentError(f"line {line} has no `{empty[0]}`")
     files = tuple(path.parent / cells[column] for column in images)
-    case_id = cells.get("case") or stem(files[0])
+    case_id = cells.get("case") or (stem(files[0]) if files else "")
+    if not files and not case_id:
+        raise DocumentError(f"line {line} has no `case`")
     label = cells.get("label")
     part = cells.get("list", "").lower()
     if part not in LISTS:
-        raise _wrong(path, f"line {line} has the list `{part}`, not training, validation or test")
+        raise DocumentError(f"line {line} has the list `{part}`, not training, validation or test")
     return Case(
         case_id,
         cells.get("subject") or case_id,
@@ -80,21 +106,11 @@ def _case(row: dict[str, str], line: int, images: list[str], path: Path) -> Case
         path.parent / label if label else None,
         LISTS[part],
         {
-            column.removeprefix("target_"): _number(cell, column, line, path)
+            column.removeprefix("target_"): number(cell, column, line)
             for column, cell in cells.items()
             if column.startswith("target_") and cell
         },
     )
-
-
-def _number(cell: str, column: str, line: int, path: Path) -> float:
-    try:
-        number = float(cell)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise _wrong(path, f"line {line} has `{cell}` as `{column}`, which is no number")
-    return number
 
 
 def _wrong(path: Path, reason: str) -> UserError:

@@ -43,9 +43,10 @@ from mim3d.workflows.convergence.trials import (
     tuning_config,
     tuning_trial,
 )
-from mim3d.workflows.finetune import finetune, read_curve
+from mim3d.workflows.finetune import finetune
 from mim3d.workflows.pretrain import pretrain
 from mim3d.workflows.result import Result
+from mim3d.workflows.tasks.curve import read_curve
 from mim3d.workflows.throughput.machine import processor_name
 
 IN_USE = "run-in-use"

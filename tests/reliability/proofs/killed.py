@@ -22,7 +22,8 @@ from mim3d.foundation.errors import UserError
 from mim3d.foundation.randomness import generator
 from mim3d.foundation.reporting import Silent
 from mim3d.training.checkpoints import Checkpoints, Saved, read_state, read_weights
-from mim3d.workflows.predict import RECORD, predict
+from mim3d.workflows.predict import predict
+from mim3d.workflows.prediction_jobs import RECORD
 from tests.reliability.killing import Life, Say, drawn_death, life
 from tests.reliability.proof import Tally, proof
 from tests.reliability.workbench import make_segmenter, make_source

@@ -239,8 +239,9 @@ def _stopping(small: Small, folder: Path, coming: _Coming, say: Say) -> None:
         watch.touch(task)
 
     for name in NAMES:
-        # Whoever runs this may have the end of the terminal ignored.
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+        # Whoever runs this may have the end of the terminal ignored; and what comes after the
+        # training has ended must not end this process before it says so.
+        signal.signal(getattr(signal, name), lambda *_: None)
     timer = threading.Timer(coming.share * coming.within, come)
     timer.daemon = True
     if coming.ending == JOB_END:

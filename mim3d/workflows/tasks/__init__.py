@@ -1,0 +1,1 @@
+"""What a fine-tuning learns: one module a task, behind one face."""

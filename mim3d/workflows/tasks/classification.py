@@ -1,0 +1,235 @@
+"""Fine-tuning to a classifier of whole volumes, or to one that says a number of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mim3d.config.sections import DataConfig
+from mim3d.config.verbs import FinetuneConfig
+from mim3d.data.asked_target import AskedTarget
+from mim3d.data.body import Air, body_mask
+from mim3d.data.feed import Feed
+from mim3d.data.store import Store, StoreCase
+from mim3d.data.target_table import asked_names, target_table
+from mim3d.evaluation.classification import score_classes
+from mim3d.evaluation.predictions import Prediction, write_predictions
+from mim3d.evaluation.regression import score_numbers
+from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.reporting import Reporter
+from mim3d.inference.classifier import Answer, answers, mean_outputs, numbers
+from mim3d.inference.seen import Seen
+from mim3d.inference.windows import check_inference
+from mim3d.models.vit import VolumeViT
+from mim3d.objectives.base import Moment, Task
+from mim3d.objectives.classification import Classification
+from mim3d.training.run import Run
+from mim3d.training.validation import Validator
+from mim3d.workflows.loading import TARGETS, classifier_network
+
+VALIDATION = "validation.csv"
+"""What the last look said of every case that judges, as `mim3d predict` writes it."""
+Look = Callable[[Task, Sequence[str]], tuple[list[NDArray[np.float64]], dict[str, float]]]
+"""Answers for cases, by target, and their scores."""
+
+
+class _WholeVolumes:
+    """A class, or a number, for every volume.
+
+    Args:
+        config: resolved.
+        store: with the targets that are learned.
+
+    Raises:
+        ConfigError: settings that do not go together.
+        UserError: the store has no such targets, or nothing to tell apart.
+    """
+
+    is_regression = False
+
+    def __init__(self, config: FinetuneConfig, store: Store) -> None:
+        self.config, self.store = config, store
+        self.targets = asked_names(config.classification.target, store)
+        check_blending(config)
+
+    @staticmethod
+    def data(data: DataConfig, said: Collection[str] | None) -> DataConfig:
+        """Crops from anywhere where nothing was said: what decides need not be a labelled voxel."""
+        is_said = said is not None and "data.placement" in said
+        return data if is_said or data.placement != "label" else replace(data, placement="uniform")
+
+    def build(self, cases: Sequence[str]) -> tuple[Task, VolumeViT]:
+        """The task with a fresh network."""
+        table = self._table(cases)
+        network = classifier_network(self.config, table)
+        return Classification(network, self.config.classification, table), network.encoder
+
+    def record(self, cases: Sequence[str]) -> dict[str, Any]:
+        """What the outputs stand for."""
+        return {TARGETS: [one.as_json() for one in self._table(cases)]}
+
+    def begin(self, feed: Feed, reporter: Reporter) -> None:
+        """Nothing."""
+
+    def validators(
+        self, run: Run, judging: Sequence[str], choosing: Sequence[str]
+    ) -> list[Validator]:
+        """Scores of whole volumes; the last answers are kept beside."""
+        training, look = self.config.training, _look(self.config, self.store)
+
+        def report(task: Task, moment: Moment) -> dict[str, float]:
+            found, scores = look(task, judging)
+            made = zip(judging, answers(_table_of(task), found), strict=True)
+            rows = [row for case_id, each in made for row in predictions_of(case_id, each)]
+            write_predictions(run.folder / VALIDATION, rows)
+            return scores
+
+        def choose(task: Task, moment: Moment) -> dict[str, float]:
+            return look(task, choosing)[1]
+
+        every, at = training.validate_every, training.validate_at
+        validators = [Validator("validation", every, report, at=at)] if judging else []
+        if choosing:
+            best = Validator("selection", every, choose, best=("loss", "min"), at=at)
+            validators.append(best)
+        return validators
+
+    def told(self, scores: Mapping[str, float]) -> str:
+        """The scores that are defined."""
+        return "validation " + ", ".join(
+            f"{name} {scores[name]:.3f}" for name in SAID if name in scores
+        )
+
+    def _table(self, cases: Sequence[str]) -> tuple[AskedTarget, ...]:
+        config = self.config.classification
+        return target_table(config, self.store, cases, is_regression=self.is_regression)
+
+
+class ClassificationTraining(_WholeVolumes):
+    """A class for every volume."""
+
+
+class RegressionTraining(_WholeVolumes):
+    """A number for every volume."""
+
+    is_regression = True
+
+
+SAID = ("auc", "accuracy", "balanced_accuracy", "mae", "pearson", "loss")
+"""Scores that are told in the end; the log has all."""
+
+
+def check_blending(config: FinetuneConfig) -> None:
+    """Raises `ConfigError` where crops are to be blended and each comes alone."""
+    if config.classification.mixup and config.training.batch_size <= config.training.accumulation:
+        raise ConfigError(
+            "`classification.mixup` blends crops that pass together, and each comes alone",
+            remedy="take a larger `--training.batch_size` or a smaller `--training.accumulation`",
+            code="mixup",
+        )
+
+
+def predictions_of(case_id: str, said: Sequence[Answer]) -> list[Prediction]:
+    """The rows of a case in a file of predictions."""
+    return [
+        Prediction(
+            case_id,
+            one.name,
+            one.value,
+            None if one.classes is None else dict(zip(one.classes, one.probabilities, strict=True)),
+        )
+        for one in said
+    ]
+
+
+def _table_of(task: Task) -> tuple[AskedTarget, ...]:
+    assert isinstance(task, Classification)
+    return task.table
+
+
+def _look(config: FinetuneConfig, store: Store) -> Look:
+    check_inference(config.inference)
+    window = config.inference.window or config.data.crop_size
+
+    def look(
+        task: Task, cases: Sequence[str]
+    ) -> tuple[list[NDArray[np.float64]], dict[str, float]]:
+        assert isinstance(task, Classification)
+        network = task.network
+        device = next(network.parameters()).device
+        rows = []
+        for case_id in cases:
+            with store.open(case_id) as case:
+                seen = stored_volume(case, wants_body=config.inference.skip_air)
+            rows.append(mean_outputs(seen, network, config.inference, window, device))
+        found = numbers(task.table, torch.stack(rows))
+        return found, scores_of(task.table, found, store, cases)
+
+    return look
+
+
+def stored_volume(case: StoreCase, *, wants_body: bool) -> Seen:
+    """A case of a store as a network sees it, with the body that `mim3d predict` would find."""
+    _, x, y, z = case.shape
+    voxels = torch.from_numpy(case.read_normalised((0, 0, 0), (x, y, z)))
+    body = None
+    if wants_body:
+        airs = tuple(Air(one.air) for one in case.normalisation)
+        body = body_mask(case.read_intensities((0, 0, 0), (x, y, z)), airs)
+    return Seen(voxels, case.affine, body=body)
+
+
+def scores_of(
+    table: Sequence[AskedTarget],
+    found: Sequence[NDArray[np.float64]],
+    store: Store,
+    cases: Sequence[str],
+) -> dict[str, float]:
+    """Scores of answers: the mean over the targets, and of several each by itself too.
+
+    Args:
+        table: the targets.
+        found: of each, probabilities `n k`, or numbers `n 1`.
+        store: where the truth is noted.
+        cases: `n` of its cases, which have all targets.
+
+    Returns:
+        `loss`, and what is defined of accuracy, balanced accuracy, macro F1 and AUC, or of mean
+        absolute error and correlations.
+    """
+    each = {}
+    for one, answer in zip(table, found, strict=True):
+        truth = np.array([store.entry(case).targets[one.name] for case in cases], np.float64)
+        each[one.name] = _scores(one, answer, truth)
+    names = dict.fromkeys(name for scores in each.values() for name in scores)
+    means = {
+        name: float(np.mean([scores[name] for scores in each.values() if name in scores]))
+        for name in names
+    }
+    if len(each) == 1:
+        return means
+    apart = {
+        f"{name} of {target}": value
+        for target, scores in each.items()
+        for name, value in scores.items()
+    }
+    return means | apart
+
+
+def _scores(
+    asked: AskedTarget, answer: NDArray[np.float64], truth: NDArray[np.float64]
+) -> dict[str, float]:
+    if asked.classes is None:
+        error = (answer[:, 0] - truth) / asked.deviation
+        scores = score_numbers(truth, answer[:, 0], resamples=0).numbers()
+        return {"loss": float(np.mean(error**2)), **scores}
+    places = np.array([asked.classes.index(value) for value in truth], np.int64)
+    likely = np.take_along_axis(answer, places[:, None], axis=1)
+    # Of float64 probabilities: below 1e-300 is as wrong as can be.
+    loss = float(-np.log(np.maximum(likely, 1e-300)).mean())
+    return {"loss": loss, **score_classes(places, answer, resamples=0).numbers()}
