@@ -26,6 +26,7 @@ from mim3d.foundation.atomic import write_json
 from mim3d.foundation.versions import versions
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Task
+from mim3d.objectives.masks import resting_ratio
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.tokens.grid import TokenGrid, Triple
 from mim3d.tokens.masking import count
@@ -176,7 +177,7 @@ def _predicted(part: CropBatch | CropBatches) -> int:
     if isinstance(part, CropBatches):
         return sum(map(_predicted, part.parts))
     n = TokenGrid.over(_size(part), (EDGE, EDGE, EDGE)).n
-    return len(part.case_ids) * count(PretextConfig().mask_ratio, n)
+    return len(part.case_ids) * count(resting_ratio(PretextConfig()), n)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from mim3d.config.sections import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.masked import SimMIM
+from mim3d.objectives.masks import resting_ratio
 from mim3d.tokens.patches import patchify
 from mim3d.workflows.throughput import monai
 from mim3d.workflows.throughput.inputs import SIDE, batches, moment
@@ -97,7 +98,7 @@ def loss(network: TheirSimMIM, batch: CropBatch) -> Tensor:
         mask = network.masks[0]
     else:
         order = torch.rand(b, n, device=patches.device).argsort(1)
-        mask = order < round(CONFIG.mask_ratio * n)
+        mask = order < round(resting_ratio(CONFIG) * n)
     error = (network(batch.voxels, mask) - patches).abs().mean(-1)
     value: Tensor = (error * mask).sum() / mask.sum()
     return value

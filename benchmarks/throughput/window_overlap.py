@@ -27,8 +27,8 @@ from mim3d.foundation.atomic import write_json
 from mim3d.foundation.versions import versions
 from mim3d.inference.predict import predict
 from mim3d.inference.segmenter import Segmenter
-from mim3d.workflows.finetune import structures_of
 from mim3d.workflows.loading import load_segmenter
+from mim3d.workflows.tasks.segmentation import structures_of
 from mim3d.workflows.throughput.machine import machine
 
 OVERLAPS = (0.0, 0.125, 0.25, 0.5)

@@ -281,13 +281,17 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb(
         summary="from predictions and labels to a table with intervals",
         story="Pairs files by name and measures Dice, HD95 and normalised surface Dice for every "
-        "case and class, with bootstrap intervals over subjects.",
-        examples=("mim3d evaluate predictions labelsTs --out results.json",),
+        "case and class, with bootstrap intervals over subjects. Of predicted classes and numbers "
+        "(`predictions.csv`): accuracy, F1, ROC-AUC, errors and correlations.",
+        examples=(
+            "mim3d evaluate predictions labelsTs --out results.json",
+            "mim3d evaluate predictions.csv stores/adrenal --out results.json",
+        ),
         run=_evaluate,
         config=EvaluateConfig,
         positionals=(
-            Positional("PREDICTIONS", "folder (or file) of predicted label maps"),
-            Positional("LABELS", "folder (or file, or store) of true label maps"),
+            Positional("PREDICTIONS", "folder (or file) of predicted label maps; predictions.csv"),
+            Positional("LABELS", "folder (or file) of true label maps; or store, CSV, .npz"),
         ),
         switches=frozenset({"out", "config", "json"}),
     ),

@@ -25,8 +25,9 @@ from mim3d.config.values import (
     Refused,
     convert,
     is_nested,
+    is_word,
     resolve,
-    takes_text,
+    takes_number,
     takes_tuple,
     words,
 )
@@ -281,13 +282,15 @@ def spelled_out(text: str, hint: Any) -> str:
         text: what was typed.
         hint: the type of the setting, which tells what commas and words mean.
     """
-    if takes_text(hint):
+    if is_word(text, hint):
         return text
     text = text.strip()
     if text == "none":
         return "null"
     if not takes_tuple(hint) or text in ("null", "~", "[]"):
         return text
+    if takes_number(hint) and "," not in text:
+        return text  # `0.75` where two numbers may stand too
     return text if text.startswith("[[" if is_nested(hint) else "[") else f"[{text}]"
 
 
@@ -320,8 +323,9 @@ def typed_text(text: str, hint: Any, name: str) -> Any:
 
 
 def _entry_of(text: str, hint: Any) -> Entry:
-    is_word = takes_text(hint) and text not in ("null", "~")
-    return Entry(text if is_word else load(spelled_out(text, hint)))
+    if is_word(text, hint) and text not in ("null", "~"):
+        return Entry(text)
+    return Entry(load(spelled_out(text, hint)))
 
 
 # From entries to a config

@@ -7,6 +7,8 @@ from typing import Literal
 
 Triple = tuple[int, int, int]
 Axis = Literal["x", "y", "z"]
+MaskShape = Literal["uniform", "block", "tube", "slab"]
+AdaptedMap = Literal["qkv", "proj", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,78 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class TargetsConfig:
+    """Numbers of the targets that have any."""
+
+    scales: tuple[int, ...] = (1, 2, 4)
+    """`multiscale`: voxels of a cube's side, for each scale; 1 is the voxels themselves. Each scale
+    counts as much as every other."""
+    hog_cells: Triple = (2, 2, 2)
+    """`hog`: cells of a patch along x, y, z, each with a histogram; they divide the patch."""
+    slope: float = 1.0
+    """`spectral`: the coefficient of k half waves counts (1 + |k|)^slope times; 1 evens out what
+    images hold, 0 is no weight."""
+    windows_hu: tuple[tuple[float, float], ...] = (
+        (-1000.0, 200.0), (-160.0, 240.0), (-200.0, 1000.0),
+    )  # fmt: skip
+    """`windows`: low and high end of each in HU, within the one by which voxels are normalised;
+    lung, soft tissue and bone."""
+    prepared_hu: tuple[float, float] | None = None
+    """`windows`: the window by which voxels are normalised. `pretrain` takes it from the store."""
+    blocks: int | None = None
+    """`teacher`: how many of the top blocks are averaged; none is half of them. Its momentum is
+    `objective.teacher.momentum`."""
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """What pre-training by `mae` or `simmim` learns from labels beside reconstruction (MSMAE)."""
+
+    target: str | None = None
+    """Which of the store's targets; none learns from no labels. Cases that lack it are only
+    reconstructed."""
+    classes: tuple[float, ...] | None = None
+    """Values that are the classes; none takes those of the store."""
+    weight: float = 0.1
+    """Weight of the cross-entropy beside 1 of the reconstruction, 0 or more."""
+
+
+@dataclass(frozen=True)
+class GuideConfig:
+    """What leads masks to some tokens rather than others, in training alone."""
+
+    by: Literal["none", "body", "map", "attention", "loss"] = "none"
+    """Weight of a token: its share of voxels that are not air; or that the store's label map has in
+    a class other than 0, where every case needs what is asked for. Or what training has found at
+    its place in the volume: the attention it got in the last block (MSMAE), or the error of its
+    reconstruction (AnatoMask); both for `mae` and `simmim`."""
+    share: tuple[float, float] = (1.0, 1.0)
+    """Share of the masked tokens that the guide picks, at the start and at the end of the run, in a
+    straight line between; the rest is drawn evenly. 0 to 0.5 is AnatoMask's easy to hard."""
+    polarity: Literal["high", "low"] = "high"
+    """Which are masked: tokens of high weight, or of low weight, so that the others are seen."""
+    temperature: float = 1.0
+    """1 draws tokens in proportion to their weights, higher more evenly, lower more sharply; at 0
+    the highest weights are taken, of equal ones any."""
+    warmup: float = 0.0
+    """Share of the run with unguided masks first, 0 to below 1; `share` begins behind it."""
+    momentum: float = 0.8
+    """`attention`, `loss`: decay of a place's running mean each time that it is seen, 0 to below 1.
+    """
+    refresh_epochs: float = 0.0
+    """`attention`, `loss`: how often masks go by a new copy of the means: each time that so many
+    times as many crops as there are cases were seen. 0 goes by what is known now."""
+    every: int = 1
+    """`attention`, `loss`: steps from one that tells something to the next."""
+    queries: Literal["class_token", "patches"] | None = None
+    """`attention`: whose; none is the class token's where the encoder has one, else the mean of all
+    visible patches'."""
+    source: Literal["network", "teacher"] = "network"
+    """`loss`: the network's own errors, which cost nothing; or those of its running mean
+    (`teacher.momentum`), which cost a forward pass in each step that tells."""
+
+
+@dataclass(frozen=True)
 class PretextConfig:
     """The pretext task: what the encoder learns from without labels."""
 
@@ -263,16 +337,35 @@ class PretextConfig:
     voxel, from the crop or from one with noise; the others compare views of a crop: `simclr`
     (arXiv:2002.05709), `mocov3` (arXiv:2104.02057), `byol` (arXiv:2006.07733), `vicreg`
     (arXiv:2105.04906), `dino` (arXiv:2104.14294), `voco` (arXiv:2402.17300)."""
-    mask_ratio: float = 0.75
-    """Masked share of all valid tokens; counts are exact."""
-    masking: Literal["uniform", "block"] = "uniform"
-    """Which tokens: each by itself, or in blocks of `mask_unit` tokens with random phase."""
+    mask_ratio: float | tuple[float, float] = 0.75
+    """Masked share of all valid tokens; counts are exact. Two numbers: each step draws one between
+    them, validation takes their mean."""
+    mask_ratio_end: float | None = None
+    """Ratio of the last step, reached from `mask_ratio` in a straight line; validation stays at
+    `mask_ratio`. None keeps the ratio."""
+    drop_ratio: float = 0.0
+    """`mae`, `simmim`: further share of the valid tokens that neither encoder nor decoder sees: of
+    those that are not masked the next in the strategy's order (MSMAE, arXiv:2305.05871: 0.3 beside
+    a `mask_ratio` of 0.45)."""
+    masking: MaskShape | tuple[MaskShape, ...] = "uniform"
+    """Which tokens: each by itself; blocks of `mask_unit` tokens with random phase; tubes, that is
+    lines of tokens along `mask_axis`; slabs, that is whole planes across it. Of several each step
+    draws one, validation takes the first."""
     mask_unit: Triple = (2, 2, 2)
     """Tokens of a block along x, y, z, with `masking: block`."""
+    mask_axis: Axis = "z"
+    """Axis of tubes and slabs."""
     rounding: Literal["half_up", "ceil", "floor"] = "half_up"
     """How ratio x tokens becomes a count."""
-    target: Literal["raw", "normalised"] = "raw"
-    """Normalised voxels as they are, or each patch to mean 0 and deviation 1 over all channels."""
+    target: Literal[
+        "raw", "normalised", "normalised_per_channel", "multiscale", "gradient", "hog", "spectral",
+        "windows", "teacher",
+    ] = "raw"  # fmt: skip
+    """What is predicted of a patch: its voxels as they are; to mean 0 and deviation 1 over all
+    channels, or each channel by itself; means over cubes of several sizes; derivatives; histograms
+    of their directions (MaskFeat, arXiv:2112.09133); cosine coefficients; several HU windows of a
+    CT; what a running mean of the encoder makes of the whole crop (`mae`, `simmim`; data2vec,
+    arXiv:2202.03555)."""
     loss: Literal["l1", "l2", "smooth_l1"] = "l2"
     """Error of a voxel."""
     visible_weight: float = 0.0
@@ -308,8 +401,11 @@ class PretextConfig:
     corruption: float = 0.5
     """`denoising`: standard deviation of the noise on what the encoder sees, in normalised units.
     """
+    supervised: SupervisedConfig = field(default_factory=SupervisedConfig)
+    guide: GuideConfig = field(default_factory=GuideConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
 
 
 @dataclass(frozen=True)
@@ -349,6 +445,36 @@ class SegmentationConfig:
     regions: str | None = None
     """Scheme of overlapping regions with a sigmoid each, for example `brats2021`; none is one class
     a voxel with a softmax. `docs/reference.md` lists the schemes."""
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """The tasks of whole volumes: a class, or a number, for each."""
+
+    target: str | tuple[str, ...] | None = None
+    """Which of the store's targets, or several, as a list or parted by commas; none takes the
+    store's only one."""
+    loss: Literal["ce", "bce", "l1", "l2", "smooth_l1"] | None = None
+    """Classes: `ce` is a softmax over those of each target; `bce` a sigmoid for each target, of
+    which several may be true at once (0 and 1 alone). Numbers: error in deviations of the training
+    cases. None is `ce` or `smooth_l1`."""
+    pool: Literal["mean", "class_token"] = "mean"
+    """What stands for a volume: the mean of its tokens, or the class token, which the encoder must
+    have."""
+    dropout: float = 0.0
+    """Dropout of that before the last linear map, in training only, 0 to below 1."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes, 0 to below 1."""
+    mixup: float = 0.0
+    """Above 0, crops are blended with others of their step, voxels and targets alike, by shares
+    from the Beta distribution with both parameters this (arXiv:1710.09412); 0.2 is usual."""
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
+    """Weight of each class in the loss: all 1; inversely to how many training cases have it; or
+    these, in the order of the classes."""
+    keep: float = 1.0
+    """Share of the tokens that the encoder sees of a training crop, drawn anew each time."""
+    keep_at_test: bool = False
+    """See only so many when predicting too, the same places of every window."""
 
 
 @dataclass(frozen=True)
@@ -393,6 +519,17 @@ class OptimConfig:
     """Factor of the whole encoder's rate."""
     freeze_encoder_steps: int = 0
     """Steps at the start in which the encoder does not learn."""
+    adapt: Literal["full", "frozen", "lora"] = "full"
+    """Fine-tuning: what of the encoder learns. All of it; nothing, so that its features stay as the
+    initial run has them; or low-rank adapters in its blocks beside maps that stay
+    (arXiv:2106.09685), which are added to these in what the run writes."""
+    lora_rank: int = 8
+    """`adapt: lora`: rank of the update of a map; queries, keys and values have one each."""
+    lora_scale: float = 1.0
+    """`adapt: lora`: factor of the update, the paper's alpha / r."""
+    lora_on: tuple[AdaptedMap, ...] = ("qkv", "proj", "mlp")
+    """`adapt: lora`: maps of a block that have adapters: to queries, keys and values; back from the
+    heads; and both of the MLP."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -459,7 +596,8 @@ class InferenceConfig:
     patch: Literal["auto", "fixed", "by_spacing"] = "auto"
     """Voxels behind a token: `fixed` is as in training; `by_spacing` is, in a volume whose spacing
     training never saw, as many as cover about the millimetres of training: the embedding's kernel
-    is resized, and the window with it. `auto` is `by_spacing` where the encoder can."""
+    is resized, and the window of training with it (one named here is in the volume's voxels).
+    `auto` is `by_spacing` where the encoder can."""
     overlap: float = 0.5
     """Share of a window that the next one covers again, 0 to below 1."""
     weights: Literal["gaussian", "constant"] = "gaussian"

@@ -124,6 +124,19 @@ def takes_text(hint: Any) -> bool:
     )
 
 
+def takes_number(hint: Any) -> bool:
+    """Whether a field may hold a number by itself."""
+    return any(choice in (int, float) for choice in alternatives(hint))
+
+
+def is_word(text: str, hint: Any) -> bool:
+    """Whether text stays as it is written: no list, though a field may hold either."""
+    if not takes_text(hint):
+        return False
+    may_be_list = takes_tuple(hint) and str not in alternatives(hint)
+    return not (may_be_list and ("," in text or text.lstrip().startswith("[")))
+
+
 def words(hint: Any) -> tuple[str, ...]:
     """All the words a field chooses from; empty where it is no choice."""
     found: list[str] = []

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from mim3d.config.read import ReadConfig
 from mim3d.config.sections import (
     AugmentationConfig,
+    ClassificationConfig,
     DataConfig,
     DecoderConfig,
     EncoderConfig,
@@ -81,7 +82,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """From a store to a pre-trained encoder, which never learns from labels."""
+    """From a store to a pre-trained encoder, which learns from no labels unless asked."""
 
     data: DataConfig = field(default_factory=DataConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
@@ -101,13 +102,17 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """From a store with labels and, mostly, a pre-trained run to a segmenter."""
+    """From a store with labels and, mostly, a pre-trained run to a segmenter or a classifier."""
 
+    task: Literal["segmentation", "classification", "regression"] = "segmentation"
+    """What is learned: a class for every voxel (`objective`, `decoder`); or a class, or a number,
+    for every volume (`classification`)."""
     data: DataConfig = field(default_factory=lambda: DataConfig(placement="label"))
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     objective: SegmentationConfig = field(default_factory=SegmentationConfig)
+    classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
@@ -149,7 +154,8 @@ class EvaluateConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     part: Literal["training", "validation", "test"] | None = None
-    """Only cases of this list of the labels' `dataset.json`; none is every label file."""
+    """Only cases of this list of the labels' `dataset.json`; none is every label file. Of targets,
+    only this list of the store, table or archive; none is every list that a prediction is of."""
     images: str | None = None
     """Folder of the images: with it, an overlay of each case is drawn beside the results."""
 

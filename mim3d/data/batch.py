@@ -17,10 +17,12 @@ class Target:
     Args:
         name: what the store calls it.
         classes: values whose place in this tuple is handed out; None hands out the number itself.
+        is_optional: whether cases may lack it, whose number then is NaN.
     """
 
     name: str
     classes: tuple[float, ...] | None = None
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class CropBatch:
         labels: `b x y z`, class indices, or None.
         valid: `b x y z`, False at padding, or None where there is no padding.
         targets: `b t`, float32, for classification (the place of the class) and regression, in the
-            order of `BatchNeeds.targets`, or None.
+            order of `BatchNeeds.targets`, NaN where a case lacks an optional one; or None.
         present: `b c`, the channels that exist, or None where all do.
         air: `b c`, normalised intensity below which a voxel is air, or None where unknown.
     """

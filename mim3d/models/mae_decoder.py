@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.attention import Context
 from mim3d.models.blocks import Block, initialise
-from mim3d.models.patch_head import PatchHead
+from mim3d.models.patch_head import Answer, head_for
 from mim3d.models.vit import HiddenStates, VolumeViT
 from mim3d.tokens.grid import Triple
 from mim3d.tokens.masking import Picked, TokenSplit, joined
@@ -59,9 +59,18 @@ class PatchDecoder(nn.Module):
         width: channels of a token in the decoder.
         depth: number of blocks.
         heads: attention heads.
+        answer: what is predicted of a token; None is its voxels.
     """
 
-    def __init__(self, encoder: VolumeViT, *, width: int, depth: int, heads: int) -> None:
+    def __init__(
+        self,
+        encoder: VolumeViT,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        answer: Answer | None = None,
+    ) -> None:
         super().__init__()
         if depth < 1:
             raise ConfigError(
@@ -91,7 +100,7 @@ class PatchDecoder(nn.Module):
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
-        self.head = PatchHead(width, encoder.channels, encoder.patch)
+        self.head = head_for(width, answer or Answer(encoder.channels), encoder.patch)
         initialise(self, config.initialisation)
 
     def _placed(self, tokens: Tensor, states: HiddenStates, index: Tensor) -> Tensor:
@@ -196,8 +205,16 @@ class CrossDecoder(PatchDecoder):
     Stores `context_norm` as well.
     """
 
-    def __init__(self, encoder: VolumeViT, *, width: int, depth: int, heads: int) -> None:
-        super().__init__(encoder, width=width, depth=depth, heads=heads)
+    def __init__(
+        self,
+        encoder: VolumeViT,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        answer: Answer | None = None,
+    ) -> None:
+        super().__init__(encoder, width=width, depth=depth, heads=heads, answer=answer)
         self.context_norm = nn.LayerNorm(width)
 
     def forward(

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mim3d.config.sections import PretextConfig
 from mim3d.data.augment import normals
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
+from mim3d.models.patch_head import head_for
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome
-from mim3d.objectives.masked import Masked, Question
+from mim3d.objectives.masked import Masked
+from mim3d.objectives.questions import Question, ask
 from mim3d.tokens.gather import gather
 from mim3d.tokens.masking import TokenSplit
 from mim3d.tokens.patches import PaddedCrop, cut_crop
@@ -37,7 +39,7 @@ class Autoencoder(Masked):
     def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
         config = config or PretextConfig(name="autoencoder")
         super().__init__(encoder, replace(config, decode_fraction=1.0))
-        self.head = nn.Linear(encoder.width, encoder.voxels_per_patch)
+        self.head = head_for(encoder.width, self.target.answer, encoder.patch)
         initialise(self.head, encoder.config.initialisation)
 
     def forward(  # type: ignore[override]  # of one size: `needs` asks for no more
@@ -60,7 +62,7 @@ class Autoencoder(Masked):
         """Every token that is not padding, as it is in the crop."""
         cut = cut_crop(batch.voxels, batch.valid, self.encoder.patch)
         split = _predict_all(cut.crop)
-        return self._ask(batch, cut, split, split.hidden)
+        return ask(self.config, self.target, batch, cut, split, split.hidden)
 
     def shown(self, batch: CropBatch, moment: Moment) -> CropBatch:
         """What the encoder sees of the crops: here all of it."""

@@ -41,7 +41,8 @@ class Outcome:
         loss: scalar, to be minimised.
         logs: named scalars for the log, detached.
         pictures: arrays for a panel (`original`, `masked`, `reconstructed` `b c x y z`, `mask`
-            `b x y z`, `spacing_mm` `b 3`), filled only when the moment asks for it.
+            `b x y z`, `spacing_mm` `b 3`; no `reconstructed` where what is predicted cannot be
+            turned into voxels), filled only when the moment asks for it.
     """
 
     loss: Tensor

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mim3d.config.sections import EncoderConfig, PretextConfig, Triple
 from mim3d.foundation.errors import ConfigError
 from mim3d.objectives.base import Moment
+from mim3d.objectives.masks import ratio_range
 from mim3d.tokens.grid import TokenGrid
 from mim3d.tokens.masking import count
 
@@ -71,10 +72,14 @@ def check_patches(
 
 def _check_tokens(objective: PretextConfig, patch: Triple, size: Triple) -> None:
     n = TokenGrid.over(size, patch).n
-    masked = count(objective.mask_ratio, n, objective.rounding)
-    asked = n if objective.visible_weight > 0 else masked
-    if asked > 0 and masked < n:
+    lowest, highest = ratio_range(objective)
+    dropped = count(objective.drop_ratio, n, objective.rounding)
+    asked = n - dropped if objective.visible_weight > 0 else 0
+    asked = max(asked, count(lowest, n, objective.rounding))
+    masked = count(highest, n, objective.rounding)
+    if asked > 0 and masked + dropped < n:
         return
+    masked = masked if asked > 0 else 0
     tokens = "1 token" if n == 1 else f"{n} tokens"
     raise ConfigError(
         f"a patch of {' x '.join(map(str, patch))} in `objective.patches` leaves {tokens} of a "

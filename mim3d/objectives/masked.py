@@ -3,111 +3,86 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from mim3d.config.sections import PretextConfig
 from mim3d.data.batch import BatchNeeds, CropBatch, CropBatches
-from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
 from mim3d.models.mae_decoder import DECODERS, Asking
-from mim3d.models.patch_head import PatchHead
+from mim3d.models.patch_head import head_for
 from mim3d.models.vit import Crops, HiddenStates, Replacement, VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrast_masks import (
     check_contrasts,
     left_out,
-    masked_share,
     masks_contrasts,
-    of_voxels,
     pairs_of,
     split_by,
 )
 from mim3d.objectives.drawn_patches import check_patches, drawn_patch, named
+from mim3d.objectives.levels import (
+    mean_predictor,
+    number_mean_predictor,
+    patch_mean_predictor,
+    shape_loss,
+)
+from mim3d.objectives.masks import Masking, Masks
 from mim3d.objectives.panels import reconstruction
-from mim3d.objectives.targets import PatchTarget, patch_target, voxel_error, weighted_mean
+from mim3d.objectives.questions import Question, ask
+from mim3d.objectives.supervision import supervision
+from mim3d.objectives.targets import make_target, voxel_error, weighted_mean
+from mim3d.objectives.weight_maps import VolumeGrid
 from mim3d.tokens.contrasts import Pairs, spread
 from mim3d.tokens.gather import gather
-from mim3d.tokens.grid import TokenGrid, Triple
-from mim3d.tokens.masking import (
-    STRATEGIES,
-    Picked,
-    Strategy,
-    TokenSplit,
-    count,
-    is_masked,
-    joined,
-    noise,
-    sampled,
-    split_tokens,
-    unmasked,
-)
-from mim3d.tokens.patches import CutCrop, PaddedCrop, cut_crop, patchify
-
-
-@dataclass(frozen=True)
-class Question:
-    """What one step asks: which tokens of which crops are to be predicted, and what is true there.
-
-    Args:
-        cut: the crops as patches.
-        split: the partition of the tokens.
-        index: `b q`, the tokens that are predicted: the masked or a part of them, behind the
-            visible if these count.
-        real: `b q` bool, False where a shorter sample is filled up; None where none is.
-        target: the truth at those.
-        weights: `b q p` or broadcast to it, what each voxel counts; None is all alike.
-        pairs: what happens to each contrast of each token; None where all channels are one.
-    """
-
-    cut: CutCrop
-    split: TokenSplit
-    index: Tensor
-    real: Tensor | None
-    target: PatchTarget
-    weights: Tensor | None
-    pairs: Pairs | None = None
-
-    @property
-    def shown(self) -> Tensor | None:
-        """`b n c` bool, the contrasts that the encoder sees; None where all channels are one."""
-        return None if self.pairs is None else self.pairs.shown
-
-    @property
-    def weight(self) -> Tensor:
-        """What all its voxels count together, a scalar."""
-        truth = self.target.values
-        if self.weights is None:
-            return truth.new_tensor(truth.numel(), dtype=torch.float32)
-        return self.weights.expand_as(truth).sum()
+from mim3d.tokens.grid import Triple
+from mim3d.tokens.masking import Picked, TokenSplit, is_masked, noise, sampled, unmasked
+from mim3d.tokens.patches import cut_crop
 
 
 class Masked(Task):
     """What MAE and SimMIM share: mask, target, weights, loss, logs and pictures.
 
     A subclass says what the encoder is given and how patches are read off its states.
+
+    Stores `masks.guide.*` of guides that learn, `target.teacher.*` where a teacher's features are
+    predicted, and `supervision.*` where a target is named.
     """
 
     needs = BatchNeeds()
 
     def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
         super().__init__()
-        if config.masking not in STRATEGIES:
-            names = ", ".join(STRATEGIES)
-            raise ConfigError(f"`objective.masking {config.masking}` is not one of {names}")
-        count(config.mask_ratio, 1, config.rounding)  # refuses a bad ratio before the first step
         _check_decoding(config)
         check_contrasts(encoder, config)
         check_patches(config, encoder.config)
         self.config = config
         self.encoder = encoder
-        self.strategy: Strategy = STRATEGIES[config.masking](config.mask_unit)
+        self.target = make_target(encoder, config)
+        self.masks = Masks(encoder, config)
+        if self.masks.needs_labels:
+            self.needs = replace(self.needs, labels=True)
+        if config.guide.by == "attention":
+            # Several sizes are packed, and packed attention leaves no weights behind.
+            self.needs = replace(self.needs, several_sizes=False)
+        self.supervision = supervision(encoder, config)
+        if self.supervision is not None:
+            self.needs = replace(self.needs, targets=(self.supervision.target,))
         if not config.final_norm:
             # It takes no part, and a parameter without gradient stops distributed training.
             encoder.norm.requires_grad_(False)
+
+    def remember(self, grids: Mapping[str, VolumeGrid]) -> None:
+        """Makes room for what is learnt of places in volumes; before training, once.
+
+        Args:
+            grids: of every case that crops can come from, by id.
+        """
+        self.masks.remember(self, grids)
 
     def given(self, batch: CropBatch, question: Question) -> Crops:
         """What the encoder gets to see."""
@@ -123,8 +98,10 @@ class Masked(Task):
         """What `read` gives for each of several groups of crops that were encoded as one."""
         return [self.read(seen, asked) for seen, asked in zip(states, questions, strict=True)]
 
-    def states(self, batch: CropBatch, question: Question) -> HiddenStates:
-        """Hidden states of what the encoder gets to see."""
+    def states(
+        self, batch: CropBatch, question: Question, *, wants_attention: bool = False
+    ) -> HiddenStates:
+        """Hidden states of what the encoder gets to see, perhaps with its last attention."""
         given = self.given(batch, question)
         if self.config.drop_air:
             # Samples keep very different numbers of tokens: packed, none is filled up.
@@ -137,13 +114,16 @@ class Masked(Task):
             replaced=given.replaced,
             cut=given.cut,
             taps=self._taps,
+            attention_maps=(self.encoder.depth,) if wants_attention else (),
             shown=given.shown,
         )
         return states
 
     def predict(self, batch: CropBatch, question: Question) -> Tensor:
         """Patches at `question.index`, `b q p`."""
-        states = self.states(batch, question)
+        return self._read(self.states(batch, question), question)
+
+    def _read(self, states: HiddenStates, question: Question) -> Tensor:
         if self.config.drop_air:
             return self.read_packed([states], [question])[0]
         return self.read(states, question)
@@ -152,15 +132,27 @@ class Masked(Task):
         """The error of the predicted voxels, averaged by weight.
 
         Args:
-            batch: crops, of one size or of several, which are encoded as one sequence; labels are
-                not looked at.
+            batch: crops, of one size or of several, which are encoded as one sequence.
             moment: the keys of the masks follow from it and from the crops' ids.
         """
         if isinstance(batch, CropBatches):
             return self._of_several([self._placed(part) for part in batch.parts], moment)
         batch = self._placed(batch)
         question = self.question(batch, moment)
-        return self.judged(self.predict(batch, question), question, batch, moment)
+        wants_attention = self.training and self.masks.wants_attention(moment)
+        states = self.states(batch, question, wants_attention=wants_attention)
+        if wants_attention:
+            self.masks.note_attention(batch, question, states, moment)
+        outcome = self.judged(self._read(states, question), question, batch, moment)
+        return self._supervised(outcome, [states], [batch])
+
+    def _supervised(
+        self, outcome: Outcome, states: Sequence[HiddenStates], batches: Sequence[CropBatch]
+    ) -> Outcome:
+        """With the supervised term, in training: what judges is the reconstruction alone."""
+        if self.supervision is None or not self.training:
+            return outcome
+        return self.supervision.added(outcome, states, batches)
 
     def _of_several(self, parts: Sequence[CropBatch], moment: Moment) -> Outcome:
         """The same numbers as of all crops padded to one size; pictures of the first size."""
@@ -172,17 +164,20 @@ class Masked(Task):
         for part, question, patches in zip(parts, questions, predicted, strict=True):
             outcomes.append(self.judged(patches, question, part, moment))
             moment = replace(moment, wants_pictures=False)
-        return _averaged(outcomes, [question.weight for question in questions])
+        outcome = _averaged(outcomes, [question.weight for question in questions])
+        return self._supervised(outcome, states, parts)
 
     def question(self, batch: CropBatch, moment: Moment) -> Question:
         """What this step asks of these crops."""
         cut = cut_crop(batch.voxels, batch.valid, self._patch(moment))
-        split = self._split(cut.crop, self._mask_keys(batch, moment), batch.air)
+        masking = self.masks.masking(batch, cut.crop, moment)
+        split = masking.split(self._mask_keys(batch, moment))
         pairs = None
         if self.encoder.contrasts:
-            pairs = self._pairs(split, batch, cut.crop, moment)
+            pairs = self._pairs(split, masking, batch, moment)
             split = split_by(pairs) if masks_contrasts(self.config) else split
-        return self._ask(batch, cut, split, self._asked(split, batch, moment), pairs)
+        asked = self._asked(split, batch, moment)
+        return ask(self.config, self.target, batch, cut, split, asked, pairs)
 
     def _placed(self, batch: CropBatch) -> CropBatch:
         """With a channel for each contrast the encoder knows; where there is none, all is air."""
@@ -197,31 +192,35 @@ class Masked(Task):
         return replace(batch, voxels=voxels, present=present, air=air)
 
     def _pairs(
-        self, split: TokenSplit, batch: CropBatch, crop: PaddedCrop, moment: Moment
+        self, split: TokenSplit, masking: Masking, batch: CropBatch, moment: Moment
     ) -> Pairs:
         """What happens to each contrast of each token; `batch` as `_placed` gives it."""
         splits = [split]
         if self.config.masks_per_contrast:
             # By name, so that no contrast's masks depend on what others there are.
             keys = [moment.keys(batch, f"mask/{name}") for name in self.encoder.contrasts]
-            splits = [self._split(crop, each, batch.air) for each in keys]
+            splits = [masking.split(each) for each in keys]
         assert batch.present is not None
         chance = noise(moment.keys(batch, "contrasts"), self.encoder.channels)
         gone = left_out(batch.present, chance, self.config.contrast_dropout)
-        return pairs_of(splits, crop.grid.n, batch.present, gone)
+        return pairs_of(splits, masking.grid.n, batch.present, gone)
 
     def judged(
         self, predicted: Tensor, question: Question, batch: CropBatch, moment: Moment
     ) -> Outcome:
-        """The error of predicted patches `b q p`."""
+        """The error of what was predicted, `b q t`."""
+        if self.training:
+            self.masks.note(batch, question, predicted.detach(), moment)
         truth, kind = question.target.values, self.config.loss
+        # A coefficient or a bin has a mean of its own; that of a place in a patch says nothing.
+        by_mean = mean_predictor if self.target.answer.by_voxel else number_mean_predictor
         loss = weighted_mean(voxel_error(predicted, truth, kind), question.weights)
         logs = {
             "loss": loss.detach(),
-            "mean_predictor": mean_predictor(truth, question.weights, kind),
-            "masked_share": _masked_share(question),
+            "mean_predictor": by_mean(truth, question.weights, kind),
+            "masked_share": question.masked_share,
         }
-        if self.config.target == "raw":
+        if self.target.is_like_voxels:
             # Of normalised patches it is the mean predictor itself.
             each = patch_mean_predictor(truth, question.weights, kind)
             logs["patch_mean_predictor"] = each
@@ -232,12 +231,23 @@ class Masked(Task):
         if not moment.wants_pictures:
             return Outcome(loss, logs)
         if self.config.decode_fraction < 1:
-            question = self._ask(
-                batch, question.cut, question.split, question.split.hidden, question.pairs
+            question = ask(
+                self.config,
+                self.target,
+                batch,
+                question.cut,
+                question.split,
+                question.split.hidden,
+                question.pairs,
             )
             with torch.no_grad():
                 predicted = self.predict(batch, question)
         return Outcome(loss, logs, self._pictures(batch, question, predicted.detach()))
+
+    def after_update(self, moment: Moment) -> None:
+        """The target's teacher follows, and the masks' guide, where there is one."""
+        self.target.after_update(self.encoder, moment)
+        self.masks.after_update(self, moment)
 
     def _patch(self, moment: Moment) -> Triple:
         """That of the step; outside of training the encoder's, with which it will be used."""
@@ -248,63 +258,12 @@ class Masked(Task):
     def _mask_keys(self, batch: CropBatch, moment: Moment) -> Tensor:
         return moment.keys(batch, "mask")
 
-    def _split(self, crop: PaddedCrop, keys: Tensor, air: Tensor | None = None) -> TokenSplit:
-        valid, ratio, rounding = crop.token_valid, self.config.mask_ratio, self.config.rounding
-        scores = self.strategy(crop.grid, keys, valid, None)
-        if self.config.drop_air:
-            valid = tokens_with_body(crop, air)
-        if valid is None:
-            return split_tokens(scores, count(ratio, crop.grid.n, rounding))
-        # A crop that is nearly all padding keeps one token visible rather than stop the run.
-        there = valid.sum(dim=1).tolist()
-        masked = [min(count(ratio, have, rounding), max(have - 1, 0)) for have in there]
-        return split_tokens(scores, masked, valid=valid)
-
     def _asked(self, split: TokenSplit, batch: CropBatch, moment: Moment) -> Picked:
         """The masked tokens, or as large a part of each sample's as is to be decoded."""
         if self.config.decode_fraction == 1:
             return split.hidden
         chance = noise(moment.keys(batch, "decode"), split.masked.shape[1])
         return sampled(split.hidden, chance, self.config.decode_fraction)
-
-    def _ask(
-        self,
-        batch: CropBatch,
-        cut: CutCrop,
-        split: TokenSplit,
-        asked: Picked,
-        pairs: Pairs | None = None,
-    ) -> Question:
-        config, channels, crop = self.config, self.encoder.channels, cut.crop
-        counts = None
-        if config.visible_weight > 0 or masks_contrasts(config):
-            asked = joined(split.seen, asked)
-            counts = torch.ones(asked.index.shape, device=asked.index.device)
-            counts[:, : split.visible.shape[1]] = config.visible_weight
-        index, real = asked.index, asked.real
-
-        # Weights multiply: of the token or its contrasts, of padding in it, of air in it.
-        factors = [] if counts is None else [counts[..., None]]
-        there = None
-        if pairs is not None:
-            voxels = math.prod(crop.grid.patch)
-            there = of_voxels(pairs.shown | pairs.masked, index, voxels)
-            counted = pairs.masked + config.visible_weight * pairs.shown
-            factors = [of_voxels(counted, index, voxels)]
-        if real is not None:
-            factors.append(real[..., None].float())
-        inside = None if crop.valid is None else _at(crop.valid, crop.grid, index, channels)
-        if inside is not None:
-            factors.append(inside.float())
-        if there is not None:
-            inside = there if inside is None else inside & there
-        if config.air_weight != 1 and batch.air is not None:
-            is_air = _at(_air(crop, batch.air), crop.grid, index, channels)
-            factors.append(torch.where(is_air, config.air_weight, 1.0))
-        weights = math.prod(factors[1:], start=factors[0]) if factors else None
-
-        target = patch_target(gather(cut.patches, index), config.target, inside)
-        return Question(cut, split, index, real, target, weights, pairs)
 
     def _pictures(
         self, batch: CropBatch, question: Question, predicted: Tensor
@@ -347,6 +306,7 @@ class MaskedAutoencoder(Masked):
             width=config.decoder_width,
             depth=config.decoder_depth,
             heads=config.decoder_heads,
+            answer=self.target.answer,
         )
 
     def given(self, batch: CropBatch, question: Question) -> Crops:
@@ -394,13 +354,13 @@ class SimMIM(Masked):
         super().__init__(encoder, config)
         width = encoder.width
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-        self.head = PatchHead(width, encoder.channels, encoder.patch)
+        self.head = head_for(width, self.target.answer, encoder.patch)
         initialise(self.head, encoder.config.initialisation)
 
     def given(self, batch: CropBatch, question: Question) -> Crops:
-        """All tokens, with mask tokens among them; of those without air, these behind the rest."""
+        """All tokens, with mask tokens among them; or behind the visible where others leave."""
         split, given = question.split, None
-        if self.config.drop_air:
+        if self._drops:
             given = unmasked(split)
             visible = split.visible.shape[1]
             hidden = torch.arange(given.visible.shape[1], device=split.visible.device) >= visible
@@ -420,13 +380,18 @@ class SimMIM(Masked):
     def read(self, states: HiddenStates, question: Question) -> Tensor:
         """Patches at `question.index`, `b q p`, from the states there."""
         last = self._last(states)
-        if self.config.drop_air:
+        if self._drops:
             # As the tokens went in: those that are asked for are the last.
             last = last[:, last.shape[1] - question.index.shape[1] :]
         else:
             last = gather(last, question.index)
         patches: Tensor = self.head(last, question.cut.crop.grid.patch)
         return patches
+
+    @property
+    def _drops(self) -> bool:
+        """Whether tokens other than padding take no part."""
+        return self.config.drop_air or self.config.drop_ratio > 0
 
 
 def _check_decoding(config: PretextConfig) -> None:
@@ -450,108 +415,6 @@ def _check_decoding(config: PretextConfig) -> None:
             remedy="use `--objective.decoder cross` with `objective.name mae`, or a fraction of 1",
             code="bad-fraction",
         )
-
-
-def mean_predictor(truth: Tensor, weights: Tensor | None, kind: str) -> Tensor:
-    """The loss of answering with the target's own mean everywhere, a scalar.
-
-    A run whose loss stays there has learnt nothing but that mean.
-
-    Args:
-        truth: `b q p`.
-        weights: broadcast to it, or None.
-        kind: the error, as in `voxel_error`.
-    """
-    mean = weighted_mean(truth, weights)
-    return weighted_mean(voxel_error(mean.expand_as(truth), truth, kind), weights).detach()
-
-
-def patch_mean_predictor(truth: Tensor, weights: Tensor | None, kind: str) -> Tensor:
-    """The loss of answering each patch with its own mean, a scalar: all shape is left out.
-
-    Args:
-        truth: `b q p`.
-        weights: broadcast to it, or None.
-        kind: the error, as in `voxel_error`.
-    """
-    mean = _patch_means(truth, weights).expand_as(truth)
-    return weighted_mean(voxel_error(mean, truth, kind), weights).detach()
-
-
-def shape_loss(predicted: Tensor, truth: Tensor, weights: Tensor | None, kind: str) -> Tensor:
-    """The loss there would be if each patch's mean were told to the network, a scalar.
-
-    A prediction that is flat within every patch comes to `patch_mean_predictor`; below that is who
-    knows of shapes. The loss itself says less: it may lie above that level for want of the means,
-    which nobody can know of hidden patches.
-
-    Args:
-        predicted: `b q p`.
-        truth: the same.
-        weights: broadcast to it, or None.
-        kind: the error, as in `voxel_error`.
-    """
-    predicted = predicted.detach().float()
-    told = predicted + (_patch_means(truth, weights) - _patch_means(predicted, weights))
-    return weighted_mean(voxel_error(told, truth, kind), weights)
-
-
-def _patch_means(values: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean of each patch by weight, `b q p -> b q 1`; 0 where no weight is left."""
-    each = torch.ones_like(values) if weights is None else weights.expand_as(values)
-    total = each.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(each.dtype).tiny)
-    return (values * each).sum(dim=-1, keepdim=True) / total
-
-
-def tokens_with_body(crop: PaddedCrop, threshold: Tensor | None) -> Tensor:
-    """Tokens behind which a valid voxel is not air, `b n` bool.
-
-    A crop with fewer than two of them keeps all that are valid: something must be asked.
-
-    Args:
-        crop: the crops.
-        threshold: `b c`, intensity below which a voxel is air.
-
-    Raises:
-        UserError: it is not known.
-    """
-    if threshold is None:
-        raise UserError(
-            "`objective.drop_air` is on and the store does not know what is air in some case",
-            remedy="leave `objective.drop_air` out, or prepare the cohort again",
-            code="no-air",
-        )
-    has_body = ~_air(crop, threshold)
-    if crop.valid is not None:
-        has_body &= crop.valid
-    kept = patchify(has_body[:, None], crop.grid.patch).any(dim=-1)
-    every = torch.ones_like(kept) if crop.token_valid is None else crop.token_valid
-    return torch.where(kept.sum(dim=1, keepdim=True) < 2, every, kept)
-
-
-def _air(crop: PaddedCrop, threshold: Tensor) -> Tensor:
-    """Voxels all of whose channels lie below their thresholds, `b x y z` bool."""
-    return (crop.voxels < threshold[:, :, None, None, None]).all(dim=1)
-
-
-def _at(voxels: Tensor, grid: TokenGrid, index: Tensor, channels: int) -> Tensor:
-    """A map that all channels share, as patches at `index`: `b x y z -> b q (c p)`."""
-    return gather(patchify(voxels[:, None], grid.patch), index).repeat(1, 1, channels)
-
-
-def _masked_share(question: Question) -> Tensor:
-    """Of the tokens, or of their contrasts, that take part."""
-    if question.pairs is not None:
-        return masked_share(question.pairs)
-    split = question.split
-    masked, visible = (
-        part.new_tensor(part.numel()) if real is None else real.sum()
-        for part, real in (
-            (split.masked, split.masked_valid),
-            (split.visible, split.visible_valid),
-        )
-    )
-    return masked / (masked + visible).clamp_min(1)
 
 
 def _averaged(outcomes: Sequence[Outcome], weights: Sequence[Tensor]) -> Outcome:

@@ -12,7 +12,7 @@ from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome
-from mim3d.objectives.masked import Question, SimMIM
+from mim3d.objectives.masked import SimMIM
 from mim3d.objectives.prototypes import (
     PrototypeHead,
     check_teacher,
@@ -21,6 +21,7 @@ from mim3d.objectives.prototypes import (
     taught,
     temperature_at,
 )
+from mim3d.objectives.questions import Question
 from mim3d.objectives.self_distillation import Branch, asked_of, crossed, health
 from mim3d.objectives.targets import weighted_mean
 from mim3d.objectives.teacher import Teacher
@@ -65,7 +66,9 @@ class SMIT(SimMIM):
         if teacher.voxel_weight == 0:
             self.head.requires_grad_(False)  # without gradient it would stop distributed training
         overlap = config.contrast.min_overlap if teacher.views > 1 else 1.0
-        self.needs = BatchNeeds(views=teacher.views, min_overlap=overlap)
+        self.needs = BatchNeeds(
+            views=teacher.views, min_overlap=overlap, labels=self.masks.needs_labels
+        )
         self.prototypes = PrototypeHead(encoder.width, teacher)
         self.teacher = Teacher(Branch(encoder, self.prototypes), teacher.momentum)
         self.token_centre = self.prototypes.centre(teacher)
@@ -104,6 +107,8 @@ class SMIT(SimMIM):
 
     def after_update(self, moment: Moment) -> None:
         """The teacher and its centres follow."""
+        super().after_update(moment)
+        super().after_update(moment)
         self.teacher.update(Branch(self.encoder, self.prototypes), moment)
         self.token_centre.update()
         self.whole_centre.update()

@@ -1,4 +1,7 @@
-"""The reconstruction panel of pre-training: what was seen, what was guessed, how wrong it was."""
+"""The reconstruction panel of pre-training: what was seen, what was guessed, how wrong it was.
+
+Where no voxels are predicted, only what was seen.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def draw_reconstruction(
     path: Path | str,
     *,
     original: Array,
-    reconstructed: Array,
+    reconstructed: Array | None,
     mask: Array,
     spacing_mm: Spacing,
     step: int | None = None,
@@ -48,7 +51,7 @@ def draw_reconstruction(
     Args:
         path: PNG file.
         original: `c x y z` or `x y z`, RAS+, what the encoder was asked about.
-        reconstructed: the same shape, in the same units.
+        reconstructed: the same shape, in the same units; None where no voxels are predicted.
         mask: `x y z`, True where voxels were hidden.
         spacing_mm: voxel size along x, y, z.
         step: for the title.
@@ -59,27 +62,33 @@ def draw_reconstruction(
     Raises:
         ShapeError: the arrays do not lie on one grid.
     """
-    original, reconstructed = _channel(original, channel), _channel(reconstructed, channel)
-    if not original.shape == reconstructed.shape == mask.shape:
+    original = _channel(original, channel)
+    guessed = original if reconstructed is None else _channel(reconstructed, channel)
+    if not original.shape == guessed.shape == mask.shape:
         raise ShapeError(
-            f"the panel expects one grid, got {original.shape}, {reconstructed.shape}, {mask.shape}"
+            f"the panel expects one grid, got {original.shape}, {guessed.shape}, {mask.shape}"
         )
     mask = mask.astype(bool)
     low, high = grey_range(original)
-    pasted = np.where(mask, reconstructed, original)
-    error = np.abs(reconstructed.astype(np.float64) - original)
 
     def grey(volume: Array) -> Array:
         return grey_to_rgb(volume, low, high)
 
     hidden = grey(original)
     hidden[mask] = unit(MASKED)
-    volumes = (grey(original), hidden, grey(reconstructed), grey(pasted), error)
-    top = float(np.percentile(error, 99.5)) or 1.0
-    title = _title(step, loss, psnr(original, reconstructed, mask, high - low))
-    below = [f"grey: {said((low, high))}", f"error: 0 (black) to {top:.2g} (bright)"]
+    volumes: tuple[Array, ...] = (grey(original), hidden)
+    top, decibels = 1.0, None
+    below = [f"grey: {said((low, high))}"]
+    if reconstructed is not None:
+        pasted = np.where(mask, guessed, original)
+        error = np.abs(guessed.astype(np.float64) - original)
+        volumes += (grey(guessed), grey(pasted), error)
+        top = float(np.percentile(error, 99.5)) or 1.0
+        decibels = psnr(original, guessed, mask, high - low)
+        below.append(f"error: 0 (black) to {top:.2g} (bright)")
     below += [f"channel {channel}"] if channel else []
     below += [note] if note else []
+    title = _title(step, loss, decibels)
     return _lay_out(path, volumes, spacing_mm, top, title, ";  ".join(below))
 
 
@@ -98,7 +107,7 @@ def psnr(original: Array, reconstructed: Array, mask: Array, span: float) -> flo
 
 def _lay_out(
     path: Path | str,
-    volumes: tuple[Array, ...],
+    volumes: tuple[Array, ...],  # of the first so many `COLUMNS`
     spacing_mm: Spacing,
     top_error: float,
     title: str,
@@ -109,10 +118,10 @@ def _lay_out(
     inch = WIDTH / max(sides_mm[0], sides_mm[1])
     heights = [sides_mm[1 if plane == "axial" else 2] * inch for plane in PLANES]
     head, foot, left = 0.75, 0.3, 0.3
-    width = left + len(COLUMNS) * (WIDTH + GAP)
+    width = left + len(volumes) * (WIDTH + GAP)
     figure = new_figure(width, head + sum(heights) + GAP * len(PLANES) + foot)
     write_at(figure, left, 0.12, title, size=LARGE, weight="bold")
-    for column, name in enumerate(COLUMNS):
+    for column, name in enumerate(COLUMNS[: len(volumes)]):
         centre = left + column * (WIDTH + GAP) + WIDTH / 2
         write_at(figure, centre, head - 0.24, name, align="center")
 

@@ -1,13 +1,13 @@
-"""Which tokens are visible, masked or dropped: noise, scores and exact counts.
+"""Which tokens are visible, masked or dropped: noise, exact counts and partitions by score.
 
-A strategy scores tokens, `(grid, keys, valid, weights) -> scores b n`; `split_tokens` alone turns
-scores into a partition. All of it is tensor code on the batch's device.
+Strategies score tokens; `split_tokens` alone turns scores into a partition. All of it is tensor
+code on the batch's device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -15,17 +15,11 @@ import torch
 from torch import Tensor
 
 from mim3d.foundation.errors import ConfigError, ShapeError, UserError, check_shape
-from mim3d.tokens.grid import TokenGrid, Triple
-
-Strategy = Callable[[TokenGrid, Tensor, Tensor | None, Tensor | None], Tensor]
-"""`(grid, keys b, valid b n | None, weights b n | None) -> scores b n`."""
 
 # SplitMix64 (Steele, Lea and Flood 2014), its constants as signed 64-bit integers.
 _STEP = 0x9E3779B97F4A7C15 - 2**64
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
-_SIDE = 1 << 16
-"""More than the tokens along any axis, so that places pack into one counter without collision."""
 
 
 @dataclass(frozen=True)
@@ -119,85 +113,6 @@ def count(ratio: float | str | Fraction, n: int, rounding: str = "half_up") -> i
         case "floor":
             return math.floor(exact)
     raise ConfigError(f"`{rounding}` is no rounding", remedy="half_up, ceil or floor")
-
-
-def uniform(
-    grid: TokenGrid, keys: Tensor, valid: Tensor | None = None, weights: Tensor | None = None
-) -> Tensor:
-    """Every token by itself (He et al. 2022, arXiv:2111.06377, section 3).
-
-    With weights, the highest scores are a weighted sample without replacement: Gumbel noise on
-    log weights (Kool et al., arXiv:1903.06059).
-
-    Args:
-        grid: the tokens.
-        keys: `b`, int64.
-        valid: `b n` bool; noise follows the first valid token, so that padding moves no mask.
-        weights: `b n`, not negative; 0 is taken last.
-
-    Returns:
-        `b n`, float32.
-    """
-    chance = noise(keys, _packed(_places(grid, keys.device, valid)))
-    if weights is None:
-        return chance
-    tiny = 2.0**-25  # half a step of the noise: both logarithms stay finite
-    gumbel = -(-(chance + tiny).log()).log()
-    return weights.clamp_min(torch.finfo(weights.dtype).tiny).log() + gumbel
-
-
-def blocks(unit: Triple) -> Strategy:
-    """Blocks of `unit` tokens that are masked together, their phase drawn for every sample.
-
-    Counts stay exact: within the last block that is begun, tokens are taken at random.
-
-    Args:
-        unit: tokens of a block along x, y, z.
-
-    Returns:
-        A strategy; its scores are float64, for the block's noise above and the token's below.
-    """
-
-    def scores(
-        grid: TokenGrid, keys: Tensor, valid: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        if weights is not None:
-            raise ConfigError(
-                "block masking takes no weights", remedy="`objective.masking uniform`"
-            )
-        sides = torch.tensor(unit, device=keys.device)
-        phase_counters = torch.arange(-3, 0, device=keys.device)
-        phase = (noise(keys, phase_counters) * sides).long()[:, None]
-        places = _places(grid, keys.device, valid)
-        block = (places + phase).div(sides, rounding_mode="floor")
-        # A block's counter is set apart from its tokens' by one more bit.
-        between = noise(keys, _packed(block) + (1 << 50)).double()
-        within = noise(keys, _packed(places)).double()
-        return between + within * 2.0**-24
-
-    return scores
-
-
-STRATEGIES: dict[str, Callable[[Triple], Strategy]] = {
-    "uniform": lambda unit: uniform,
-    "block": blocks,
-}
-"""By the config's word; each takes `mask_unit`."""
-
-
-def _places(grid: TokenGrid, device: torch.device, valid: Tensor | None) -> Tensor:
-    """Places in the grid from the first valid token along each axis, `1 n 3` or `b n 3`."""
-    places = grid.indices(device)[None]
-    if valid is None:
-        return places
-    beyond = max(grid.counts)
-    first = torch.where(valid[..., None], places, beyond).amin(dim=1, keepdim=True)
-    return places - first
-
-
-def _packed(places: Tensor) -> Tensor:
-    x, y, z = places.unbind(-1)
-    return (x * _SIDE + y) * _SIDE + z
 
 
 def split_tokens(

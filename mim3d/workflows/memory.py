@@ -112,7 +112,12 @@ def _trace(
 ) -> Trace:
     decoder = config.decoder if isinstance(config, FinetuneConfig) else None
     values = getattr(subject.build, "values", None)
-    key = repr((subject.verb, subject.encoder, config.objective, decoder, values,
+    whole = None
+    if isinstance(config, FinetuneConfig):
+        whole = (config.task, config.classification, getattr(subject.build, "table", None))
+    optim = subject.optim
+    learning = (optim.adapt, optim.lora_rank, optim.lora_on)
+    key = repr((subject.verb, subject.encoder, config.objective, decoder, values, whole, learning,
                 subject.crop_size, crops, precision, is_cpu))  # fmt: skip
     if key not in _TRACES:
         _TRACES[key] = traced(subject, crops, precision, is_cpu=is_cpu)

@@ -1,4 +1,4 @@
-"""`mim3d pretrain`: from a store to a pre-trained encoder, which never learns from labels."""
+"""`mim3d pretrain`: from a store to a pre-trained encoder, from no labels unless asked."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from mim3d.data.feed import Feed, make_feed
 from mim3d.data.splits import pretraining_cases
 from mim3d.foundation.randomness import RandomStream
 from mim3d.foundation.reporting import PlainReporter, Reporter
+from mim3d.models.low_rank import check_learns_whole
 from mim3d.models.vit import VolumeViT
 from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.contrast_masks import check_contrasts
 from mim3d.objectives.drawn_patches import check_patches
+from mim3d.objectives.learnt_guide import LEARNT
+from mim3d.objectives.masked import Masked
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.pictures.reconstruction import draw_reconstruction
 from mim3d.training.fabric import choose_device
@@ -35,10 +38,12 @@ from mim3d.workflows.assembly import (
     skipped,
     store_of,
 )
+from mim3d.workflows.case_facts import volume_grids, with_classes
 from mim3d.workflows.initial import encoder_for, is_fresh
 from mim3d.workflows.learning import draw_learning
 from mim3d.workflows.loading import INIT, initial_record, keep_preparation, start_from
 from mim3d.workflows.memory import training_need, within_memory
+from mim3d.workflows.prepared_window import with_window
 from mim3d.workflows.probes import NAME, probe_validators, probed
 from mim3d.workflows.result import Result
 
@@ -47,6 +52,19 @@ FIXED_CROPS = 16
 RECONSTRUCTS = frozenset({"mae", "simmim", "smit", "autoencoder", "denoising"})
 """Pretext tasks that predict voxels, whose loss says more the smaller it is. That of a task which
 compares views is smallest where it collapsed, and falls or rises with its schedules."""
+
+
+OWN_MEAN = "targets were normalised by patch; shown with each patch's own mean and deviation"
+NOTES = {
+    "normalised": OWN_MEAN,
+    "normalised_per_channel": OWN_MEAN,
+    "multiscale": "several scales were predicted; shown is the finest",
+    "windows": "windows were predicted; shown is the narrowest that is neither black nor white",
+    "gradient": "derivatives were predicted, which are no voxels",
+    "hog": "histograms of gradients were predicted, which are no voxels",
+    "teacher": "features were predicted, which are no voxels",
+}
+"""What a panel says of its target."""
 
 
 def pretrain(
@@ -79,8 +97,13 @@ def pretrain(
         Interrupted: a signal came; the same call continues.
     """
     reporter = reporter or PlainReporter()
+    check_learns_whole(config.optim)
     store = store_of(config.data, several=True)
-    config = replace(config, encoder=encoder_for(config, store, said))
+    config = replace(
+        config,
+        encoder=encoder_for(config, store, said),
+        objective=with_classes(with_window(config.objective, config.data, store), store),
+    )
     sizes = config.data.crop_sizes or (config.data.crop_size,)
     check_patches(config.objective, config.encoder, sizes)
     cases = pretraining_cases(store, config.data, config.training.seed)
@@ -102,6 +125,8 @@ def pretrain(
     with run, within_memory(config, reporter):
         keep_preparation(run, preparation_record(store, cases, "pretrain"))
         task = pretext_task(config, reporter, store.channel_names)
+        if isinstance(task, Masked) and config.objective.guide.by in LEARNT:
+            task.remember(volume_grids(store, cases))
         if not is_fresh(config):
             where = str(config.init), config.init_checkpoint
             record = initial_record(*where, asked=config.encoder, adapt=config.init_adapt)
@@ -130,7 +155,7 @@ def pretrain(
             ],
             reporter=reporter,
             metadata=encoder_metadata(config.encoder),
-            on_pictures=panels(folder / "pictures", config.objective.target == "normalised"),
+            on_pictures=panels(folder / "pictures", config.objective.target),
         )
         curves = draw_learning(folder, f"{config.objective.name}, {name}") if run.writes else None
     return _result(done, folder, curves, config.objective)
@@ -162,6 +187,8 @@ def chooses_best(objective: PretextConfig) -> bool:
     """Whether the fixed loss of a task chooses `best`; where it does not, `best` is the last."""
     if objective.name == "smit" and objective.teacher.voxel_weight == 0:
         return False  # then it is iBOT, which predicts a teacher's answers alone
+    if objective.target == "teacher":
+        return False  # whose answers change with it: errors of two steps do not compare
     return objective.name in RECONSTRUCTS
 
 
@@ -189,21 +216,24 @@ def fixed_loss(feed: Feed, config: PretrainConfig) -> Validator:
     return Validator("fixed_loss", every, validate, at=at)
 
 
-def panels(folder: Path, restored: bool) -> Callable[[int, dict[str, Tensor]], None]:
-    """Draws a reconstruction panel for the first crop of a step."""
+def panels(folder: Path, target: str) -> Callable[[int, dict[str, Tensor]], None]:
+    """Draws a panel for the first crop of a step: what was masked, and what was made of it.
+
+    Args:
+        folder: where it is written.
+        target: of the pretext task, which says how a prediction became voxels, if it did.
+    """
 
     def draw(step: int, pictures: dict[str, Tensor]) -> None:
         arrays = {key: value[0].float().cpu().numpy() for key, value in pictures.items()}
         draw_reconstruction(
             folder / f"reconstruction_{step:07d}.png",
             original=arrays["original"],
-            reconstructed=arrays["reconstructed"],
+            reconstructed=arrays.get("reconstructed"),
             mask=arrays["mask"],
             spacing_mm=tuple(arrays["spacing_mm"].tolist()),
             step=step,
-            note="targets were normalised by patch; shown with each patch's own mean and deviation"
-            if restored
-            else None,
+            note=NOTES.get(target),
         )
 
     return draw

@@ -256,7 +256,7 @@ class _Look:
         found: list[Tensor] = []
         for batch in self.fixed:
             pictures = task(batch.to(device), still).pictures
-            if pictures is None:
+            if pictures is None or "reconstructed" not in pictures:
                 return {}
             compared = [
                 pictures[key].detach().cpu() for key in ("original", "reconstructed", "mask")

@@ -55,6 +55,25 @@ def test_a_value_gets_the_type_of_its_setting_as_in_a_file(key, text, value):
 
 
 @pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("objective.mask_ratio", "0.6", 0.6),
+        ("objective.mask_ratio", "0.3,0.8", (0.3, 0.8)),
+        ("objective.masking", "tube", "tube"),
+        ("objective.masking", "uniform,tube", ("uniform", "tube")),
+        ("objective.guide.share", "0,0.5", (0.0, 0.5)),
+        ("data.origin_grid", "32", 32),
+        ("data.origin_grid", "32,16,8", (32, 16, 8)),
+    ],
+)
+def test_a_setting_that_takes_one_or_several_is_typed_either_way(key, text, value):
+    given = typed("c", f"--{key}={text}", verb="pretrain")
+
+    assert given == {key: value}
+    assert type(given[key]) is type(value)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message", "remedy"),
     [
         (["--optim.lr", "fast"], "`--optim.lr` is `fast`, expected a number", None),

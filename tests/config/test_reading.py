@@ -331,3 +331,23 @@ def test_a_mapping_out_of_json_becomes_a_config_and_is_checked_alike():
     mapping["optim"]["lrr"] = 1
     with pytest.raises(ConfigError, match="`optim.lrr` in `store` is not a setting"):
         from_mapping(mapping, PretrainConfig, where="`store`")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("objective.mask_ratio", "0.6", 0.6),
+        ("objective.mask_ratio", "0.3,0.8", (0.3, 0.8)),
+        ("objective.masking", "tube", "tube"),
+        ("objective.masking", "uniform,tube", ("uniform", "tube")),
+        ("objective.masking", "[uniform, tube]", ("uniform", "tube")),
+        ("data.origin_grid", "32", 32),
+        ("data.origin_grid", "32,16,8", (32, 16, 8)),
+        ("data.origin_grid", "none", None),
+    ],
+)
+def test_what_may_be_one_or_several_is_what_the_commas_say(key, text, value):
+    config = read_config(None, PretrainConfig, {key: text})
+
+    section, name = key.split(".")
+    assert getattr(getattr(config, section), name) == value

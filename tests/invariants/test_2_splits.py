@@ -20,7 +20,8 @@ from mim3d.models.vit import Replacement, VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.masked import MaskedAutoencoder, SimMIM
 from mim3d.tokens.grid import TokenGrid
-from mim3d.tokens.masking import STRATEGIES, count, is_masked, split_tokens
+from mim3d.tokens.masking import count, is_masked, split_tokens
+from mim3d.tokens.strategies import STRATEGIES
 
 PATCH = (4, 4, 2)
 SIZE = (11, 13, 7)
@@ -39,7 +40,7 @@ def test_parts_are_disjoint_complete_and_of_exact_size_at_every_ratio(
     name: str, counts: tuple[int, int, int]
 ) -> None:
     grid = TokenGrid.over(counts, (1, 1, 1))
-    scores = STRATEGIES[name]((2, 2, 2))(grid, keys(2), None, None)
+    scores = STRATEGIES[name]((2, 2, 2), "y")(grid, keys(2), None, None)
     for sixty_fourths in range(64):
         ratio = sixty_fourths / 64
         masked = int(Fraction(sixty_fourths, 64) * grid.n + Fraction(1, 2))

@@ -16,9 +16,10 @@ from torch import Tensor
 from mim3d.config.sections import EncoderConfig, PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream
-from mim3d.models.vit import VolumeViT
+from mim3d.models.vit import HiddenStates, VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.masked import Masked, MaskedAutoencoder, Question, SimMIM
+from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM
+from mim3d.objectives.questions import Question
 
 SIZE = (11, 13, 7)
 MOMENT = Moment(0, 1, RandomStream(0, 0), wants_pictures=True)
@@ -38,7 +39,7 @@ class Held:
         generator = torch.Generator().manual_seed(5)
         self.values = torch.randn(2, tokens, width, generator=generator).requires_grad_()
 
-    def __call__(self, batch: CropBatch, question: Question) -> Tensor:
+    def __call__(self, states: HiddenStates, question: Question) -> Tensor:
         index = question.index[..., None].expand(-1, -1, self.values.shape[-1])
         return self.values.gather(1, index)
 
@@ -59,7 +60,7 @@ def setting(name: str, target: str, weight: float) -> tuple[Masked, CropBatch]:
 
 
 def measured(task: Masked, held: Held, batch: CropBatch) -> tuple[Tensor, Tensor]:
-    task.predict = held  # type: ignore[assignment, method-assign]
+    task.read = held  # type: ignore[assignment, method-assign]
     loss = task(batch, MOMENT).loss
     (gradient,) = torch.autograd.grad(loss, held.values)
     return loss, gradient

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mim3d.models.patch_head import PatchHead
+from mim3d.models.patch_head import Answer, PatchHead, TokenHead, head_for
 
 PATCH = (4, 6, 2)
 
@@ -53,3 +53,13 @@ def test_gradients_at_another_size_reach_the_stored_weights() -> None:
     assert made.bias.grad is not None
     assert made.weight.grad.abs().min() > 0
     assert made.bias.grad.abs().min() > 0
+
+
+def test_an_answer_by_token_has_one_head_for_every_patch() -> None:
+    torch.manual_seed(0)
+    made = head_for(10, Answer(7, by_voxel=False), PATCH)
+    tokens = torch.randn(2, 3, 10)
+
+    assert isinstance(made, TokenHead)
+    assert torch.equal(made(tokens, (2, 2, 2)), tokens @ made.weight.T + made.bias)
+    assert isinstance(head_for(10, Answer(3), PATCH), PatchHead)

@@ -17,7 +17,8 @@ from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.contrast_masks import check_contrasts, left_out
-from mim3d.objectives.masked import Masked, MaskedAutoencoder, Question, SimMIM
+from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM
+from mim3d.objectives.questions import Question
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.tokens.contrasts import ContrastEmbedding

@@ -15,15 +15,11 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome
-from mim3d.objectives.masked import (
-    Masked,
-    MaskedAutoencoder,
-    SimMIM,
-    mean_predictor,
-    patch_mean_predictor,
-    shape_loss,
-)
-from mim3d.tokens.masking import is_masked, split_tokens
+from mim3d.objectives.levels import mean_predictor, patch_mean_predictor, shape_loss
+from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM
+from mim3d.objectives.masks import Masking
+from mim3d.objectives.questions import ask
+from mim3d.tokens.masking import TokenSplit, is_masked, split_tokens
 from mim3d.tokens.patches import cut_crop, pad_to_patches, patchify
 
 ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 2), channels=2)
@@ -50,6 +46,12 @@ def batch(size: tuple[int, int, int] = SIZE, crops: int = 2, channels: int = 2) 
 
 def moment(step: int = 0, pictures: bool = False) -> Moment:
     return Moment(step, 10, RandomStream(0, step), wants_pictures=pictures)
+
+
+def split_of(made: Masked, crops: CropBatch) -> TokenSplit:
+    """The partition at the first step."""
+    crop = pad_to_patches(crops.voxels, crops.valid, made.encoder.patch)
+    return made.masks.masking(crops, crop, moment()).split(moment().keys(crops, "mask"))
 
 
 def slow_loss(made: Masked, crops: CropBatch, outcome: Outcome) -> float:
@@ -160,7 +162,7 @@ def test_loss_and_gradients_equal_monais_mae(monkeypatch: pytest.MonkeyPatch) ->
     ours.load_state_dict(copied(theirs), strict=True)
     crops = batch(size)
     split = split_tokens(torch.rand(2, 48, generator=torch.Generator().manual_seed(3)), 36)
-    monkeypatch.setattr(ours, "_split", lambda *_: split)
+    monkeypatch.setattr(Masking, "split", lambda *_: split)
     mask = is_masked(split, 48)
     seen = split.visible[:, torch.randperm(12, generator=torch.Generator().manual_seed(4))]
 
@@ -334,10 +336,9 @@ def test_visible_tokens_count_with_their_weight(name: str) -> None:
     torch.manual_seed(0)
     expected = masked_only(crops, moment())
     # The prediction at visible tokens is known from the same network: all weights are equal.
-    split = both._split(pad_to_patches(crops.voxels, None, both.encoder.patch),
-                        moment().keys(crops, "mask"))  # fmt: skip
+    split = split_of(both, crops)
     cut = cut_crop(crops.voxels, None, both.encoder.patch)
-    question = both._ask(crops, cut, split, split.hidden)
+    question = ask(both.config, both.target, crops, cut, split, split.hidden)
     error = (both.predict(crops, question) - question.target.values).square().mean(-1)
     visible, masked = error[:, :12], error[:, 12:]
     torch.testing.assert_close(masked.mean(), expected.loss)
@@ -357,8 +358,7 @@ def test_a_part_of_the_masked_tokens_is_asked_for_and_the_loss_is_theirs(padded:
     every = task("mae", decoder="cross")
     part = task("mae", decoder="cross", decode_fraction=0.25)
     part.load_state_dict(every.state_dict())
-    crop = pad_to_patches(crops.voxels, crops.valid, part.encoder.patch)
-    split = part._split(crop, moment().keys(crops, "mask"))
+    split = split_of(part, crops)
 
     asked = part._asked(split, crops, moment())
 
@@ -371,7 +371,7 @@ def test_a_part_of_the_masked_tokens_is_asked_for_and_the_loss_is_theirs(padded:
         assert set(mine) <= set(split.masked[sample].tolist())
     # A mask token minds no other, so the loss is the mean over the chosen ones of every token's.
     cut = cut_crop(crops.voxels, crops.valid, part.encoder.patch)
-    question = every._ask(crops, cut, split, split.hidden)
+    question = ask(every.config, every.target, crops, cut, split, split.hidden)
     error = (every.predict(crops, question) - question.target.values).square()
     weights = torch.ones_like(error) if question.weights is None else question.weights
     chosen = torch.zeros(2, 48)
@@ -384,8 +384,7 @@ def test_a_part_of_the_masked_tokens_is_asked_for_and_the_loss_is_theirs(padded:
 
 def test_each_step_asks_for_other_tokens_and_all_get_their_turn() -> None:
     made, crops = task("mae", decoder="cross", decode_fraction=0.25), batch((12, 16, 8))
-    crop = pad_to_patches(crops.voxels, None, made.encoder.patch)
-    split = made._split(crop, moment().keys(crops, "mask"))
+    split = split_of(made, crops)
 
     times = torch.zeros(2, 48)
     for step in range(200):
@@ -448,7 +447,7 @@ def test_a_perfect_normalised_prediction_is_shown_as_the_original(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made, crops = task("simmim", target="normalised"), batch()
-    monkeypatch.setattr(made, "predict", lambda _batch, question: question.target.values)
+    monkeypatch.setattr(made, "read", lambda _states, question: question.target.values)
 
     outcome = made(crops, moment(pictures=True))
 
@@ -487,7 +486,7 @@ def test_block_masking_is_taken_from_the_config() -> None:
     ("fields", "why"),
     [
         ({"mask_ratio": 1.5}, "between 0 and 1"),
-        ({"masking": "tube"}, "uniform, block"),
+        ({"masking": "cube"}, "uniform, block"),
         ({"decoder": "cross", "decode_fraction": 0.0}, "above 0 to 1"),
         ({"decode_fraction": 0.5}, "decoder full"),
     ],

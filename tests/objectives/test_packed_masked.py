@@ -16,7 +16,8 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.vit import Replacement, VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.masked import Masked, Question, SimMIM
+from mim3d.objectives.masked import Masked, SimMIM
+from mim3d.objectives.questions import Question
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.tokens.masking import TokenSplit
 from mim3d.tokens.patches import cut_crop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +11,7 @@ from hypothesis import strategies as st
 
 from mim3d.foundation.errors import ConfigError, ShapeError, UserError
 from mim3d.foundation.randomness import RandomStream
-from mim3d.tokens.grid import TokenGrid
-from mim3d.tokens.masking import blocks, count, noise, split_tokens, uniform
-
-GRID = TokenGrid.over((24, 40, 16), (4, 4, 4))  # 6 x 10 x 4 tokens
+from mim3d.tokens.masking import count, noise, split_tokens
 
 
 def keys(number: int, step: int = 0) -> torch.Tensor:
@@ -134,77 +130,11 @@ def test_scores_of_another_form_are_refused() -> None:
         split_tokens(torch.rand(2, 8), [1, 2, 3])
 
 
-def test_uniform_masks_hit_every_token_equally_often() -> None:
-    hits = torch.zeros(GRID.n)
-    for step in range(10):
-        split = split_tokens(uniform(GRID, keys(200, step)), 180)
-        hits += torch.bincount(split.masked.flatten(), minlength=GRID.n)
-
-    # 2,000 draws at 0.75: standard deviation 0.0097, 240 tokens
-    assert ((hits / 2000) - 0.75).abs().max() < 0.04
-
-
-def test_weights_make_tokens_masked_more_often() -> None:
-    weights = torch.ones(400, 4)
-    weights[:, 1] = 3.0
-    weights[:, 2] = 0.0
-    grid = TokenGrid.over((4, 1, 1), (1, 1, 1))
-
-    split = split_tokens(uniform(grid, keys(400), None, weights), 1)
-
-    share = torch.bincount(split.masked.flatten(), minlength=4) / 400
-    # drawn in proportion 1 : 3 : 0 : 1
-    assert share[2] == 0
-    assert abs(share[1].item() - 0.6) < 0.08
-    assert abs(share[0].item() - 0.2) < 0.07
-
-
-@pytest.mark.parametrize("strategy", [uniform, blocks((2, 3, 1))])
-def test_padding_at_either_end_moves_no_mask(strategy: object) -> None:
-    small = TokenGrid.over((4, 5, 3), (1, 1, 1))
-    large = TokenGrid.over((7, 6, 5), (1, 1, 1))
-    valid = torch.zeros(2, 7, 6, 5, dtype=torch.bool)
-    valid[0, 2:6, 1:6, :3] = True
-    valid[1, :4, :5, 2:] = True
-
-    alone = strategy(small, keys(2), None, None)  # type: ignore[operator]
-    padded = strategy(large, keys(2), valid.flatten(1), None)  # type: ignore[operator]
-
-    assert torch.equal(padded[valid.flatten(1)].reshape(2, -1), alone)
-
-
-def test_block_masks_are_whole_blocks_but_for_one() -> None:
-    scores = blocks((2, 2, 2))(GRID, keys(50), None, None)
-
-    split = split_tokens(scores, 150)
-
-    masked = torch.zeros(50, GRID.n).scatter(1, split.masked, 1).reshape(50, *GRID.counts)
-    for sample in masked:
-        fits = []
-        for phase in np.ndindex(2, 2, 2):
-            padded = torch.full((8, 12, 6), -1.0)
-            x, y, z = phase
-            padded[x : x + 6, y : y + 10, z : z + 4] = sample
-            cells = padded.unfold(0, 2, 2).unfold(1, 2, 2).unfold(2, 2, 2).reshape(-1, 8)
-            mixed = ((cells == 1).any(1) & (cells == 0).any(1)).sum()
-            fits.append(int(mixed))
-        assert min(fits) <= 1, "in one phase at most one block is masked in part"
-
-
-def test_block_phases_differ_between_samples() -> None:
-    scores = blocks((2, 2, 2))(GRID, keys(40), None, None)
-
-    first_pair = scores.reshape(40, *GRID.counts)[:, :2, 0, 0]
-    together = (first_pair[:, 0] - first_pair[:, 1]).abs() < 2.0**-20
-
-    assert 8 < together.sum() < 32, "about half of the phases join the first two tokens"
-
-
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data())
 def test_any_split_is_a_partition(data: st.DataObject) -> None:
     batch, n = data.draw(st.integers(1, 4)), data.draw(st.integers(2, 30))
-    scores = uniform(TokenGrid.over((n, 1, 1), (1, 1, 1)), keys(batch))
+    scores = noise(keys(batch), n)
     valid = torch.tensor(
         data.draw(st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=batch,
                            max_size=batch))

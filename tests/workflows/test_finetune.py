@@ -14,8 +14,9 @@ import pytest
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.foundation.randomness import RandomStream
 from mim3d.objectives.base import Moment
-from mim3d.workflows import finetune
-from mim3d.workflows.finetune import Curve, Scores, read_curve
+from mim3d.workflows.tasks import segmentation
+from mim3d.workflows.tasks.curve import Curve, read_curve
+from mim3d.workflows.tasks.segmentation import Scores
 
 
 class Folder:
@@ -71,10 +72,10 @@ def test_the_audit_looks_at_the_same_cases_with_the_encoder_zeroed_at_the_last_s
             Scores(0.2, {"a": 0.1, "b": 0.3}) if state.blind else Scores(0.7, {"a": 0.6, "b": 0.8})
         )
 
-    monkeypatch.setattr(finetune, "blind", blind)
-    monkeypatch.setattr(finetune, "network_in", lambda task: None)
+    monkeypatch.setattr(segmentation, "blind", blind)
+    monkeypatch.setattr(segmentation, "network_in", lambda task: None)
     curve = curve_in(tmp_path)
-    (validator,) = finetune._validators(
+    (validator,) = segmentation._validators(
         FinetuneConfig(),
         look,
         ["a", "b"],

@@ -19,9 +19,10 @@ from mim3d.config.sections import (
 )
 from mim3d.config.verbs import FinetuneConfig, PredictConfig
 from mim3d.foundation.reporting import Silent
-from mim3d.workflows.finetune import finetune, read_curve
+from mim3d.workflows.finetune import finetune
 from mim3d.workflows.loading import load_segmenter
 from mim3d.workflows.predict import predict
+from mim3d.workflows.tasks.curve import read_curve
 
 LARGER = (40, 18, 30)
 """A window around the whole of every volume."""

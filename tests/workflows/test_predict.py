@@ -11,7 +11,8 @@ from mim3d.config.verbs import PredictConfig
 from mim3d.foundation.errors import DiskError, ExitCode
 from mim3d.foundation.reporting import Silent
 from mim3d.workflows import predict as predicting
-from mim3d.workflows.predict import RECORD, predict
+from mim3d.workflows.predict import predict
+from mim3d.workflows.prediction_jobs import RECORD
 from mim3d.workflows.result import Result
 from tests.reliability.workbench import make_segmenter
 

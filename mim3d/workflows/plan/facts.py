@@ -106,7 +106,7 @@ def memory_facts(
     step = float(trace.peak_bytes)
     if sharing.is_sharded and sharing.devices > 1:
         # Whole gradients live for a block at a time.
-        step -= 4 * (1 - 1 / sharing.devices) * (counts.trained - counts.gathered)
+        step -= 4 * (1 - 1 / sharing.devices) * max(0, counts.trained - counts.gathered)
     if subject.training.accumulation > 1:
         # Gradients of the earlier micro-batches wait through the whole pass.
         step = max(step, trace.saved_bytes + 4.0 * counts.trained / _parts(sharing))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -11,31 +11,39 @@ from mim3d.config.plan import FinetunePlanConfig, PlanConfig, PretrainPlanConfig
 from mim3d.config.sections import (
     DataConfig,
     EncoderConfig,
+    GuideConfig,
     OptimConfig,
     PretextConfig,
     SegmentationConfig,
     TrainingConfig,
     Triple,
 )
+from mim3d.data.asked_target import FEWEST_CLASSES, AskedTarget
 from mim3d.data.regions import region_scheme
 from mim3d.data.store import Store
+from mim3d.data.target_table import planned_table
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.low_rank import adapt, check_learns_whole
 from mim3d.models.presets import completed
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Task
+from mim3d.objectives.classification import Classification
 from mim3d.objectives.contrast_masks import masks_contrasts
 from mim3d.objectives.drawn_patches import check_patches
+from mim3d.objectives.masks import check_masks, ratio_range, resting_ratio
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.tokens.grid import TokenGrid
 from mim3d.tokens.masking import count
 from mim3d.training.loop import check_numbers
 from mim3d.workflows.assembly import store_of
+from mim3d.workflows.case_facts import with_classes
 from mim3d.workflows.initial import adopted, encoder_for, is_fresh
-from mim3d.workflows.loading import encoder_of
+from mim3d.workflows.loading import classifier_network, encoder_of
 from mim3d.workflows.plan.arithmetic import Cohort
 from mim3d.workflows.plan.resident import sampling
+from mim3d.workflows.prepared_window import with_window
 
 AnyPlanConfig = PretrainPlanConfig | FinetunePlanConfig
 VOLUMES, CLASSES = 1000, 14
@@ -110,6 +118,8 @@ def subject_of(config: AnyPlanConfig) -> Subject:
     check_numbers(config.optim, config.training)
     named = data.store is not None or bool(data.stores)
     is_pretraining = isinstance(config, PretrainPlanConfig)
+    if is_pretraining:
+        check_learns_whole(config.optim)
     store = store_of(data, several=is_pretraining) if named else None
     if data.store_weights is not None:
         assumptions.append("every case is drawn from equally often")
@@ -120,8 +130,12 @@ def subject_of(config: AnyPlanConfig) -> Subject:
     if isinstance(config, PretrainPlanConfig):
         verb: Literal["pretrain", "finetune"] = "pretrain"
         sizes = config.data.crop_sizes or (config.data.crop_size,)
+        check_masks(config.objective)
         check_patches(config.objective, encoder, sizes)
-        objective = _with_air(config.objective, assumptions)
+        objective = with_window(config.objective, data, store)
+        objective = _with_air(objective, assumptions)
+        objective = _with_masks(objective, assumptions)
+        objective = _with_classes(objective, store, assumptions)
         objective = _with_contrasts(objective, encoder, assumptions)
         if objective.patches:
             assumptions.append(_PATCHES)
@@ -129,8 +143,7 @@ def subject_of(config: AnyPlanConfig) -> Subject:
         tokens = _tokens(encoder, data.crop_size, objective)
     else:
         verb = "finetune"
-        values = _values(config, store, assumptions)
-        build = _Segmenter(_traceable(config, assumptions), encoder, values)
+        build = FINETUNED[config.task](config, encoder, store, assumptions)
         tokens = _tokens(encoder, data.crop_size, None)
     return Subject(
         verb=verb,
@@ -145,7 +158,7 @@ def subject_of(config: AnyPlanConfig) -> Subject:
             crop_size=data.crop_size,
             origin_grid=_triple(data.origin_grid),
             compression=said.compression,
-            has_labels=verb == "finetune",
+            has_labels=isinstance(config, FinetunePlanConfig) and config.task == "segmentation",
             known_sizes=_sizes(store),
         ),
         optim=config.optim,
@@ -214,6 +227,29 @@ def _with_air(objective: PretextConfig, assumptions: list[str]) -> PretextConfig
     return replace(objective, drop_air=False)
 
 
+def _with_masks(objective: PretextConfig, assumptions: list[str]) -> PretextConfig:
+    """Masks that cost as every step's: unguided, at the ratio with most tokens to encode."""
+    lowest, highest = ratio_range(objective)
+    if lowest < highest:
+        assumptions.append(f"every step has the lowest mask ratio, {lowest:g}")
+    if objective.guide.by != "none":
+        assumptions.append("guided masks cost nothing")
+    return replace(objective, mask_ratio=lowest, mask_ratio_end=None, guide=GuideConfig())
+
+
+def _with_classes(
+    objective: PretextConfig, store: Store | None, assumptions: list[str]
+) -> PretextConfig:
+    """With the classes of a supervised target; without a store two stand for them."""
+    supervised = objective.supervised
+    if supervised.target is None or supervised.classes is not None:
+        return objective
+    if store is not None:
+        return with_classes(objective, store)
+    assumptions.append("the supervised target has two classes")
+    return replace(objective, supervised=replace(supervised, classes=(0.0, 1.0)))
+
+
 def _with_contrasts(
     objective: PretextConfig, encoder: EncoderConfig, assumptions: list[str]
 ) -> PretextConfig:
@@ -221,7 +257,7 @@ def _with_contrasts(
     if not masks_contrasts(objective):
         return objective
     assumptions.append("no contrast is dropped; every token is decoded")
-    ratio = objective.mask_ratio
+    ratio = resting_ratio(objective)
     if objective.masks_per_contrast:
         ratio = round(ratio ** (encoder.channels or 1), 6)
         assumptions.append(f"{ratio:.0%} of the tokens show no contrast")
@@ -270,9 +306,63 @@ class _Segmenter:
         scheme = None if objective.regions is None else region_scheme(objective.regions)
         outputs = len(self.values) if scheme is None else scheme.count
         network = UNETR(VolumeViT(self.encoder), outputs, self.config.decoder)
+        adapt(network.encoder, self.config.optim)
         return Segmentation(
             network, objective, len(self.values), regions=scheme, values=self.values
         )
+
+
+class _Answerer:
+    """Makes the supervised task of whole volumes."""
+
+    def __init__(
+        self, config: FinetunePlanConfig, encoder: EncoderConfig, table: Sequence[AskedTarget]
+    ) -> None:
+        # Shares of a blend are drawn by numbers of crops, which have no content here.
+        plain = replace(config.classification, mixup=0.0)
+        self.config = replace(config, encoder=encoder, classification=plain)
+        self.encoder, self.table = encoder, tuple(table)
+
+    @property
+    def kinds(self) -> tuple[Builder, ...]:
+        return (self,)
+
+    def with_encoder(self, encoder: EncoderConfig) -> _Answerer:
+        return _Answerer(self.config, encoder, self.table)
+
+    def __call__(self) -> Task:
+        network = classifier_network(self.config, self.table)
+        adapt(network.encoder, self.config.optim)
+        return Classification(network, self.config.classification, self.table)
+
+
+def _segmenter(
+    config: FinetunePlanConfig, encoder: EncoderConfig, store: Store | None, assumed: list[str]
+) -> Builder:
+    return _Segmenter(_traceable(config, assumed), encoder, _values(config, store, assumed))
+
+
+def _answerer(
+    config: FinetunePlanConfig, encoder: EncoderConfig, store: Store | None, assumed: list[str]
+) -> Builder:
+    if store is not None:
+        return _Answerer(config, encoder, planned_table(config, store))
+    classes = config.plan.classes or FEWEST_CLASSES
+    values = None if config.task == "regression" else tuple(map(float, range(classes)))
+    assumed.append(f"one target of {classes} classes" if values else "one number to predict")
+    # As many cases of each class, so that any weights can be made of them.
+    table = AskedTarget("target", values, counts=(1,) * len(values or ()))
+    return _Answerer(config, encoder, [replace(table, is_sigmoid=_is_sigmoid(config))])
+
+
+def _is_sigmoid(config: FinetunePlanConfig) -> bool:
+    return config.classification.loss == "bce"
+
+
+FINETUNED: dict[
+    str, Callable[[FinetunePlanConfig, EncoderConfig, Store | None, list[str]], Builder]
+] = {"segmentation": _segmenter, "classification": _answerer, "regression": _answerer}
+"""What makes the task, by the config's word."""
 
 
 def _encoder(config: AnyPlanConfig, store: Store | None) -> EncoderConfig:
@@ -293,11 +383,12 @@ def _tokens(
     n = TokenGrid.over(crop, encoder.patch).n
     if objective is None or objective.name not in ("mae", "simmim", "smit"):
         return {"all": n, "visible": n, "decoded": n}
-    masked = count(objective.mask_ratio, n, objective.rounding)
+    masked = count(resting_ratio(objective), n, objective.rounding)
     decoded = count(objective.decode_fraction, masked)
+    there = n - count(objective.drop_ratio, n, objective.rounding)
     if objective.visible_weight > 0:
-        decoded += n - masked
-    return {"all": n, "visible": n - masked if objective.name == "mae" else n,
+        decoded += there - masked
+    return {"all": n, "visible": there - masked if objective.name == "mae" else there,
             "decoded": decoded}  # fmt: skip
 
 

@@ -154,6 +154,7 @@ def _batch(task: Task, crops: int, channels: int, size: Triple) -> CropBatch:
         case_ids=("",) * rows,
         crop_ids=torch.empty(rows, dtype=torch.int64),
         labels=labels,
+        targets=torch.empty((rows, len(task.needs.targets))) if task.needs.targets else None,
     )
 
 

@@ -22,6 +22,7 @@ from mim3d.data.batch import CropBatch
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.masks import resting_ratio
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.tokens.patches import patchify
 from mim3d.workflows.throughput.inputs import moment
@@ -128,7 +129,7 @@ def masked_autoencoder(task: MaskedAutoencoder, side: int) -> Any:
         mlp_dim=4 * encoder.width,
         num_layers=encoder.depth,
         num_heads=encoder.heads,
-        masking_ratio=config.mask_ratio,
+        masking_ratio=resting_ratio(config),
         decoder_hidden_size=config.decoder_width,
         decoder_mlp_dim=4 * config.decoder_width,
         decoder_num_layers=config.decoder_depth,

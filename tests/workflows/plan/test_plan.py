@@ -19,6 +19,7 @@ from mim3d.config.sections import (
     DataConfig,
     DecoderConfig,
     EncoderConfig,
+    GuideConfig,
     OptimConfig,
     PretextConfig,
     SegmentationConfig,
@@ -34,6 +35,7 @@ from mim3d.data.store import open_store
 from mim3d.data.volume import Volume
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Silent
+from mim3d.tokens.masking import count
 from mim3d.workflows.plan import plan as room
 from mim3d.workflows.plan.machines import GPUS, Hardware
 from mim3d.workflows.plan.plan import plan
@@ -260,6 +262,41 @@ def test_several_sizes_and_dropped_air_are_planned_as_the_most_they_can_need() -
         "every crop has the largest of `data.crop_sizes`",
         "`objective.drop_air` drops nothing",
     ]
+
+
+def test_masks_of_many_kinds_are_planned_as_the_most_they_can_need() -> None:
+    ratio = MASKED.objective.mask_ratio
+    assert isinstance(ratio, float)
+    many = replace(
+        MASKED.objective, masking=("tube", "block"), mask_ratio=(ratio, 0.95),
+        guide=GuideConfig(by="body"),
+    )  # fmt: skip
+
+    found = facts(replace(MASKED, objective=many))
+
+    assert found["flop"] == facts()["flop"]
+    assert found["tokens"] == facts()["tokens"]
+    assert found["assumptions"] == [
+        f"every step has the lowest mask ratio, {ratio:g}",
+        "guided masks cost nothing",
+    ]
+
+
+def test_dropped_tokens_are_not_paid_for() -> None:
+    some = replace(MASKED.objective, mask_ratio=0.45, drop_ratio=0.3)
+
+    found, dense = (facts(replace(MASKED, objective=one)) for one in
+                    (some, replace(some, drop_ratio=0.0)))  # fmt: skip
+
+    n = found["tokens"]["all"]
+    assert found["tokens"]["visible"] == n - count(0.45, n) - count(0.3, n)
+    assert found["tokens"]["decoded"] == dense["tokens"]["decoded"] == count(0.45, n)
+    assert found["flop"]["tflop_per_step"] < dense["flop"]["tflop_per_step"]
+
+
+def test_masks_that_no_run_would_take_are_not_planned() -> None:
+    with pytest.raises(ConfigError, match="leave no token visible"):
+        facts(replace(MASKED, objective=replace(MASKED.objective, drop_ratio=0.5)))
 
 
 PATCHES = ((4, 8, 4), (8, 8, 4), (8, 16, 12))

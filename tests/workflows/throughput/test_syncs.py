@@ -8,6 +8,7 @@ import torch
 from mim3d.config.sections import (
     DecoderConfig,
     EncoderConfig,
+    GuideConfig,
     PretextConfig,
     SegmentationConfig,
 )
@@ -78,12 +79,17 @@ def segmentation():
     return Segmentation(network, SegmentationConfig(), 5)
 
 
+GUIDED = PretextConfig(
+    masking=("tube", "slab"), mask_ratio=(0.4, 0.6), drop_ratio=0.3,
+    guide=GuideConfig(by="map", share=(0.5, 0.5), temperature=0.0, polarity="low"),
+)  # fmt: skip
 TASKS = {
     "mae full": lambda: MaskedAutoencoder(encoder(), PretextConfig()),
     "mae cross": lambda: MaskedAutoencoder(
         encoder(positions="rotary_mm"), PretextConfig(decoder="cross", decode_fraction=0.25)
     ),
     "simmim": lambda: SimMIM(encoder(), PretextConfig(name="simmim")),
+    "mae guided": lambda: MaskedAutoencoder(encoder(), GUIDED),
     "segmentation": segmentation,
 }
 
