@@ -1,8 +1,9 @@
-"""Dice at every judged step of `patch.yaml`, and what is gained over a random start.
+"""Dice at every judged step of `patch.yaml` or `stem.yaml`, and what one arm has above another.
 
     mim3d benchmark convergence benchmarks/spacing/patch.yaml \
         --convergence.store stores/hippocampus --out runs/patch
-    python benchmarks/spacing/patch_report.py --runs runs/patch --out benchmarks/spacing/patch
+    python benchmarks/spacing/by_step.py benchmarks/spacing/patch.yaml --runs runs/patch \
+        --compare mae-16-at-8 mae-8 --out benchmarks/spacing/results
 
 The benchmark's own report asks when a curve arrives; the question here is what the tokens know
 before and shortly after the first step. Arms are compared within a replicate and a case; intervals
@@ -30,21 +31,20 @@ from mim3d.foundation.documents import read_object
 from mim3d.foundation.versions import versions
 from mim3d.workflows.convergence.arms import read_arms
 
-CONFIG = Path(__file__).with_name("patch.yaml")
 RESAMPLES, CONFIDENCE = 2000, 0.95
-DISTANCES = (("mae-16-at-8", "mae-8"),)
-"""Arms and whom they are compared with besides the start from scratch with their patch."""
 
 
 def main() -> None:
-    """Reads the records and writes `patch.json` and `patch.md`."""
+    """Reads the records and writes a table named as the config, as JSON and Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("config", type=Path, help="the benchmark's file")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the benchmark")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="the benchmark's file")
+    parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("ARM", "OTHER"),
+                        help="besides each arm with its start from scratch")  # fmt: skip
     said = parser.parse_args()
     records = read_records(said.runs)
-    rows = table_of(records, partners_of(said.config))
+    rows = table_of(records, partners_of(said.config) + [(arm, one) for arm, one in said.compare])
     make_folder(said.out)
     content = {
         "versions": versions(),
@@ -53,8 +53,8 @@ def main() -> None:
         "machines": sorted({str(record.machine) for record in records}),
         "rows": rows,
     }
-    write_json(said.out / "patch.json", content)
-    write_text(said.out / "patch.md", markdown(rows))
+    write_json(said.out / f"{said.config.stem}.json", content)
+    write_text(said.out / f"{said.config.stem}.md", markdown(rows))
 
 
 def read_records(runs: Path) -> list[Record]:
@@ -68,11 +68,7 @@ def partners_of(config: Path) -> list[tuple[str, str | None]]:
     """Each arm of the benchmark, and whom it is compared with, in the order of the table."""
     arms = read_arms(config, read_config(config, BenchmarkConfig).convergence)
     scratch = next(arm.name for arm in arms if arm.is_plain)
-    pairs: list[tuple[str, str | None]] = [
-        (arm.name, None if arm.is_plain else arm.against or scratch) for arm in arms
-    ]
-    names = {arm.name for arm in arms}
-    return pairs + [pair for pair in DISTANCES if names.issuperset(pair)]
+    return [(arm.name, None if arm.is_plain else arm.against or scratch) for arm in arms]
 
 
 def table_of(
@@ -144,7 +140,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         "Dice of whole validation volumes, mean over structures, cases and replicates, with "
         f"{CONFIDENCE:.0%} intervals over pre-trainings, replicates and subjects."
     )
-    lines = ["# Weights at another patch", "", about]
+    lines = [about]
     for labels in dict.fromkeys(row["labels"] for row in rows):
         mine = [row for row in rows if row["labels"] == labels]
         steps = sorted({row["step"] for row in mine})
