@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mim3d.config.reading import Section, built, parse, text_of, typed_node
+from mim3d.config.building import built
+from mim3d.config.entries import Section, typed_node
+from mim3d.config.nodes import parse, text_of
 from mim3d.config.tree import similar
 from mim3d.foundation.errors import ConfigError
 

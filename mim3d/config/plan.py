@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mim3d.config.sections import Triple
+from mim3d.config.data import Triple
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 
 

@@ -16,8 +16,9 @@ class ReadConfig:
         max_gib: largest volume taken, in GiB of voxels; larger declarations are refused unread.
         geometry: `strict` compares the two forms of a NIfTI file and refuses a contradiction;
             `sform` or `qform` takes that form alone, for cohorts whose other form is known bad.
-        series: which series of a DICOM folder to take, by UID or by its number in the list that
-            the error shows; needed only where a folder holds several.
+        series: which series of each DICOM folder to take where it holds several: `largest` takes
+            that of most pixels, a modality (`CT`, `MR`) the largest of that, a number or UID the
+            one so listed by `mim3d inspect`. None makes a case of each series.
     """
 
     max_gib: float = 8.0

@@ -174,3 +174,14 @@ def _expected(hint: Any, plural: bool = False) -> str:
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         return f"a list {inner}" if inner.startswith("of") else f"a list of {inner}"
     return f"{len(kinds)} {inner}"
+
+
+def shown(value: Any) -> str:
+    """A value or key for a message: on one line, and short."""
+    text = {None: "null", True: "true", False: "false"}[value] if _is_word(value) else str(value)
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:61])
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _is_word(value: Any) -> bool:
+    return value is None or isinstance(value, bool)

@@ -5,21 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from mim3d.config.data import AugmentationConfig, DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.inference import EvaluationConfig, InferenceConfig
+from mim3d.config.objective import PretextConfig, ProbesConfig
 from mim3d.config.read import ReadConfig
-from mim3d.config.sections import (
-    AugmentationConfig,
-    ClassificationConfig,
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    EvaluationConfig,
-    InferenceConfig,
-    OptimConfig,
-    PretextConfig,
-    ProbesConfig,
-    SegmentationConfig,
-    TrainingConfig,
-)
+from mim3d.config.task import ClassificationConfig, DecoderConfig, SegmentationConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 
 InitPart = Literal["patch", "channels", "positions"]
 
@@ -41,6 +33,9 @@ class PreparationConfig:
     intensity_range: tuple[float, float] | None = None
     """These two values become 0 and 1 in every volume, in place of window and percentiles: for
     8-bit volumes and binary shapes. None measures; archives of 8-bit volumes have 0 and 255."""
+    distance_mm: float | None = None
+    """Volumes of two values, such as binary shapes: each voxel becomes its signed distance to the
+    shape's surface, positive inside, cut to this and scaled to 0 to 1. None keeps the values."""
     crop_to_body: bool | None = None
     """Cut away air around the body; labelled voxels are never cut away. None does, but for archives
     (`.npz`), whose frame is part of the data."""
@@ -66,6 +61,12 @@ class PreparationConfig:
     """Note the source paths in the store; off, nothing but the case id is kept."""
     pattern: str | None = None
     """Glob of the images below a plain folder, for example `sub-*/**/*_T1w.nii.gz`."""
+    contrasts: tuple[str, ...] | None = None
+    """BIDS: contrasts that become channels, in this order, as `T1w,FLAIR`; sessions that lack one
+    are left out. None takes those that every session has."""
+    labels: str | None = None
+    """Glob of the label maps below a BIDS folder, or beside `pattern`; None looks in `derivatives`
+    for those of most sessions, and with `pattern` for none."""
     workers: int | None = None
     """Processes; none takes one a core, 0 prepares in the calling process."""
     verify: bool = False
@@ -78,6 +79,9 @@ class PrepareConfig:
 
     prepare: PreparationConfig = field(default_factory=PreparationConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
+    shard: str | None = None
+    """`i/n` with i from 0: of n commands that fill one store together, which one this is. The last
+    to finish merges."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """From a fine-tuned run and scans to label maps."""
+    """From a fine-tuned run and scans to label maps, or to classes and numbers."""
 
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
@@ -139,12 +143,18 @@ class PredictConfig:
     channels: tuple[str, ...] = ()
     """Names of the inputs' channels in their order, for a run that takes any of its contrasts
     (`encoder.embedding per_contrast`); empty takes the source's names, else all of the run's."""
+    label_format: Literal["nii.gz", "seg.nrrd"] = "nii.gz"
+    """Label maps as NIfTI, with names and colours in `labels.*` beside them; or as 3D Slicer's
+    `.seg.nrrd`, whose header holds both. Probabilities are NIfTI."""
     pictures: bool = True
     """Draw an overlay of each prediction into `pictures/` of the output folder."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 where the device does it in hardware."""
+    shard: str | None = None
+    """`i/n` with i from 0: of n commands that predict into one folder together, which one this is.
+    """
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import logging
 
 import pytest
 
-from mim3d.config.reading import dump, from_mapping, read_config, to_mapping
+from mim3d.config.reading import from_mapping, read_config
 from mim3d.config.removed import REMOVED, is_dropped
 from mim3d.config.tree import settings
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
+from mim3d.config.writing import dump, to_mapping
 from mim3d.foundation.errors import ConfigError
 from mim3d.training.run import Run
 
