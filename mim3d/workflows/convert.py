@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mim3d.config.convert import ConvertConfig
-from mim3d.config.reading import Section, parse, text_of, to_mapping, typed_node
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.convert import ConvertConfig, ForeignSegmenterConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.entries import Section, typed_node
+from mim3d.config.nodes import parse, text_of
 from mim3d.config.verbs import PretrainConfig
+from mim3d.config.writing import to_mapping
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.models.key_map import KeyMap
@@ -26,8 +28,10 @@ from mim3d.models.weights import (
 from mim3d.training.checkpoints import Saved, weights_digest
 from mim3d.training.run import Run
 from mim3d.workflows.foreign import ENDING, Converted, read_foreign
-from mim3d.workflows.loading import PREPARATION, RECORD_FORMAT
+from mim3d.workflows.foreign_layouts import Taken, by_layout, layout_for
+from mim3d.workflows.foreign_segmenter import ForeignRun, segmenter_run, without_decoder
 from mim3d.workflows.result import Result
+from mim3d.workflows.run_record import PREPARATION, RECORD_FORMAT
 
 
 def convert(
@@ -69,18 +73,32 @@ def convert(
     reporter.say(f"converting `{checkpoint}` into `{out}`")
     converted = read_foreign(checkpoint, config.convert, key_map)
     is_run = not out.endswith(ENDING)
-    encoder = replace(config.encoder, channels=config.encoder.channels or 1)
-    is_checked = is_run or any(key.startswith("encoder.") for key in said)
-    taken = _whole_encoder(encoder, converted, checkpoint) if is_checked else converted.tensors
-    text = "\n".join([*_report(converted, taken), _summary(converted, taken, is_checked)])
-    facts = {"keys": converted.names, "left_out": converted.left, "tensors": len(taken),
-             "sha256": converted.digest, "digest": weights_digest(taken)}  # fmt: skip
+    taken = _taken(converted, config, said, checkpoint, is_run=is_run)
+    if not is_run and config.segmenter != ForeignSegmenterConfig():
+        raise ConfigError(
+            "`segmenter.*` is kept beside the weights of a run, and a file has no room for it",
+            remedy="give a folder as --out, or leave `segmenter.*` out",
+            code="segmenter",
+        )
+    run = segmenter_run(taken, config) if is_run else ""
+    lines = [*taken.lines]
+    if run and isinstance(run, str):
+        taken = without_decoder(taken)
+        lines.append(f"only its encoder goes into the run; for `predict` say also {run}")
+    text = "\n".join([*_report(converted, taken), *lines, _summary(converted, taken)])
+    facts = {"keys": _names(converted, taken), "left_out": converted.left,
+             "tensors": len(taken.tensors), "sha256": converted.digest,
+             "digest": weights_digest(taken.tensors)}  # fmt: skip
+    if taken.translated is not None:
+        facts |= {"layout": taken.translated.layout.layout, "reasons": taken.translated.reasons}
     if dry_run:
         return Result(f"{text}\nnothing was written (--dry_run)", facts)
     if is_run:
-        _write_run(Path(out), encoder, taken, converted.digest, overwrite=overwrite)
+        assert taken.encoder is not None
+        about = run if isinstance(run, ForeignRun) else _encoder_run(taken.encoder)
+        _write_run(Path(out), about, taken, converted.digest, overwrite=overwrite)
     else:
-        _write_file(Path(out), taken, encoder if is_checked else None, overwrite=overwrite)
+        _write_file(Path(out), taken.tensors, taken.encoder, overwrite=overwrite)
     return Result(text, facts, (Path(out),))
 
 
@@ -108,41 +126,96 @@ def read_key_map(path: str | Path) -> KeyMap:
     return KeyMap(**said)
 
 
+def _taken(
+    converted: Converted,
+    config: ConvertConfig,
+    said: Collection[str],
+    source: str,
+    *,
+    is_run: bool,
+) -> Taken:
+    """What is taken: by the layout, or by our own keys."""
+    layout = layout_for(converted, config, source)
+    if layout is not None:
+        return by_layout(converted, layout, config, said, source)
+    if config.convert.inflate is not None:
+        raise ConfigError(
+            "`convert.inflate` needs a layout, which says where the kernel is",
+            remedy="name it with `--convert.layout`",
+            code="inflate",
+        )
+    encoder = replace(config.encoder, channels=config.encoder.channels or 1)
+    if is_run or any(key.startswith("encoder.") for key in said):
+        return Taken(_whole_encoder(encoder, converted, source), encoder)
+    return Taken(converted.tensors, None)
+
+
 def _whole_encoder(config: EncoderConfig, converted: Converted, source: str) -> dict[str, Tensor]:
     encoder = VolumeViT(config)
     transfer_encoder(encoder, converted.tensors, source=source)
     return {f"encoder.{key}": tensor for key, tensor in encoder.state_dict().items()}
 
 
-def _report(converted: Converted, taken: Mapping[str, Tensor]) -> list[str]:
+def _names(converted: Converted, taken: Taken) -> dict[str, str | None]:
+    """Every key of the table, and what it is called now."""
+    if taken.translated is None:
+        return converted.names
+    ours = taken.translated.names
+    return {old: None if new is None else ours[new] for old, new in converted.names.items()}
+
+
+def _report(converted: Converted, taken: Taken) -> list[str]:
     """One line a key of the table that was taken, and one a place beside it that holds tensors."""
-    inside, _ = encoder_tensors(converted.tensors)
-    lines = []
-    for old, new in converted.names.items():
-        if new is None:
-            lines.append(f"left out  {_shown(old)}, by the key map")
-            continue
-        ours = new if new in taken else f"encoder.{new}"
-        is_taken = ours in taken and (new in taken or new in inside)
-        shape = " x ".join(map(str, converted.tensors[new].shape)) or "a number"
-        arrow = "" if old == ours else f" as {_shown(ours)}"
-        lines.append(f"taken     {_shown(old)}{arrow}, {shape}" if is_taken
-                     else f"left out  {_shown(old)}, {shape}, no part of the encoder")  # fmt: skip
+    lines = [
+        f"left out  {_shown(old)}, by the key map"
+        if new is None
+        else _line(old, new, converted, taken)
+        for old, new in converted.names.items()
+    ]
     for place, count in converted.left.items():
         several = f"{count} tensors" if count > 1 else "a tensor"
         lines.append(f"left out  {_shown(place)}, {several} under no name of the table taken")
     return lines
 
 
+def _line(old: str, new: str, converted: Converted, taken: Taken) -> str:
+    """What became of a key."""
+    tensor = converted.tensors[new]
+    shape = " x ".join(map(str, tensor.shape)) or "a number"
+    if taken.translated is not None:
+        ours = taken.translated.names[new]
+        why = taken.translated.reasons.get(new, "no part of what was asked for")
+        is_taken = ours is not None and ours in taken.tensors
+    else:
+        inside, _ = encoder_tensors(converted.tensors)
+        ours, why = new if new in taken.tensors else f"encoder.{new}", "no part of the encoder"
+        is_taken = ours in taken.tensors and (new in taken.tensors or new in inside)
+    if not is_taken or ours is None:
+        return f"left out  {_shown(old)}, {shape}, {why}"
+    arrow = "" if old == ours else f" as {_shown(ours)}"
+    return f"taken     {_shown(old)}{arrow}, {shape}"
+
+
 def _shown(key: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in key[:120])
 
 
-def _summary(converted: Converted, taken: Mapping[str, Tensor], is_checked: bool) -> str:
-    whole = "; the encoder is whole" if is_checked else ""
+def _summary(converted: Converted, taken: Taken) -> str:
+    whole = "" if taken.encoder is None else "; the encoder is whole"
+    if taken.has_decoder and taken.encoder is not None:
+        whole += ", and its decoder"
     others = sum(converted.left.values())
     beside = f"; {others} beside the table left out" if others else ""
-    return f"{len(taken)} of {len(converted.names)} tensors taken{whole}{beside}"
+    count = len(taken.tensors)
+    if taken.translated is not None:  # of theirs: some are joined
+        count = sum(name in taken.tensors for name in taken.translated.names.values())
+    return f"{count} of {len(converted.names)} tensors taken{whole}{beside}"
+
+
+def _encoder_run(encoder: EncoderConfig) -> ForeignRun:
+    record = {"format": RECORD_FORMAT, "verb": "convert", "preparation": {}, "modalities": [],
+              "channel_names": [], "classes": None, "trained_on": {}}  # fmt: skip
+    return ForeignRun(PretrainConfig(encoder=encoder), record)
 
 
 def _write_file(
@@ -157,16 +230,10 @@ def _write_file(
 
 
 def _write_run(
-    folder: Path,
-    encoder: EncoderConfig,
-    tensors: Mapping[str, Tensor],
-    digest: str,
-    *,
-    overwrite: bool,
+    folder: Path, about: ForeignRun, taken: Taken, digest: str, *, overwrite: bool
 ) -> None:
-    """A run of no steps: what `--init` and `info` look for."""
-    config = to_mapping(PretrainConfig(encoder=encoder))
-    run = Run.create_or_continue(folder, config, overwrite=overwrite)
+    """A run of no steps: what `--init`, `info` and, with a decoder, `predict` look for."""
+    run = Run.create_or_continue(folder, to_mapping(about.config), overwrite=overwrite)
     if run.is_done:
         raise UserError(
             f"`{folder}` holds a finished run",
@@ -174,15 +241,12 @@ def _write_run(
             code="out",
         )
     with run:
-        record = {"format": RECORD_FORMAT, "verb": "convert", "preparation": {}, "modalities": [],
-                  "channel_names": [], "classes": None, "trained_on": {},
-                  "converted_from": digest}  # fmt: skip
-        run.write_sealed(PREPARATION, record)
+        run.write_sealed(PREPARATION, {**about.record, "converted_from": digest})
         run.checkpoints.write(
             0,
-            weights=tensors,
-            header=encoder_metadata(encoder),
+            weights=taken.tensors,
+            header=encoder_metadata(about.config.encoder),
             saved=Saved({}, {"step": 0}),
             is_best=True,
         )
-        run.finish({"digest": weights_digest(tensors), "converted_from": digest})
+        run.finish({"digest": weights_digest(taken.tensors), "converted_from": digest})

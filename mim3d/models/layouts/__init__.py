@@ -1,0 +1,1 @@
+"""Checkpoints of other programs: their keys as data, and their tensors in our shapes."""
