@@ -1,0 +1,1 @@
+"""From what mim3d made to what other programs read."""
