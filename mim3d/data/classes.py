@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mim3d.data.palette import colour
+from mim3d.data.palette import Rgb, colour
 from mim3d.foundation.errors import UserError
 
 IGNORE_INDEX = 255
@@ -64,13 +64,24 @@ class ClassTable:
         values: Iterable[int],
         names: Mapping[int, str] | None = None,
         ignore_value: int | None = None,
+        colours: Mapping[int, Rgb] | None = None,
     ) -> ClassTable:
-        """The table of these values, in any order; 0 is added where it is absent."""
+        """The table of these values, in any order; 0 is added where it is absent.
+
+        Args:
+            values: of the classes.
+            names: by value; others are called after their value.
+            ignore_value: is left out of the classes.
+            colours: by value; others take the palette's, in the order of the values.
+        """
         ordered = sorted({0, *(int(value) for value in values)} - {ignore_value})
         known = dict(names or {})
         called = [known.get(v, "background" if v == 0 else f"label {v}") for v in ordered]
-        colours = ((0, 0, 0), *map(colour, range(len(ordered) - 1)))
-        return cls(tuple(ordered), tuple(called), colours, ignore_value)
+        painted = dict(
+            zip(ordered, ((0, 0, 0), *map(colour, range(len(ordered) - 1))), strict=True)
+        )
+        painted |= {value: rgb for value, rgb in (colours or {}).items() if value in painted}
+        return cls(tuple(ordered), tuple(called), tuple(painted.values()), ignore_value)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> ClassTable:

@@ -9,10 +9,11 @@ from positions import make_case, value_at
 from scipy.spatial.transform import Rotation
 from scipy.stats import kstest
 
-from mim3d.config.sections import AugmentationConfig
+from mim3d.config.data import AugmentationConfig
 from mim3d.data import augment
 from mim3d.data.augment import AugmentationPlan, apply, draw, gaussian, rotation, swap_table
-from mim3d.data.crops import CropPlan, cut_crop
+from mim3d.data.crop_reading import cut_crop
+from mim3d.data.crops import CropPlan
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import generator
 

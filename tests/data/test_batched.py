@@ -9,9 +9,10 @@ import pytest
 import torch
 from positions import make_store
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data import batched
-from mim3d.data.batch import IGNORE_INDEX, BatchNeeds, CropBatch
+from mim3d.data.batch import BatchNeeds, CropBatch
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.feed import Feed, make_feed
 from mim3d.data.numbers import draw_numbers
 

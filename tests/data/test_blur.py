@@ -7,7 +7,8 @@ from scipy.ndimage import gaussian_filter
 
 from mim3d.data.augment import AugmentationPlan, apply
 from mim3d.data.blur import TRUNCATE, blur
-from mim3d.data.crops import CropPlan, cut_crop
+from mim3d.data.crop_reading import cut_crop
+from mim3d.data.crops import CropPlan
 from mim3d.foundation.randomness import generator
 
 SIZE = (11, 13, 7)

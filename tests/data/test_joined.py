@@ -12,10 +12,10 @@ import pytest
 import torch
 from positions import make_store, value_at
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data.batch import BatchNeeds
-from mim3d.data.crops import FIXED_STEP
 from mim3d.data.feed import Feed, make_feed
+from mim3d.data.sampling import FIXED_STEP
 from mim3d.data.sources import Sources
 from mim3d.data.splits import pretraining_cases
 from mim3d.data.store import JoinedStore, Store, open_stores

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from preparing import RULE, config_with, quarantine, voxel_files, write_nifti
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
-from mim3d.data.batch import IGNORE_INDEX
+from mim3d.config.data import AugmentationConfig, DataConfig
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.cutting import label_changes
 from mim3d.data.phantom import make_cohort, make_volume
 from mim3d.data.prepare import prepare_store

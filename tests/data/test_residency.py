@@ -8,7 +8,7 @@ import pytest
 import torch
 from positions import make_case, make_store
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data import feed as feed_module
 from mim3d.data import residency as residency_module
 from mim3d.data import room as room_module

@@ -10,7 +10,7 @@ import pytest
 import torch
 from positions import make_store, value_at
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data.batch import BatchNeeds, CropBatch, CropBatches
 from mim3d.data.feed import Feed, make_feed
 from mim3d.data.store import Store

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
 from mim3d.data.splits import (
     drawn_subjects,
     fold_of,

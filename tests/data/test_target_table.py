@@ -11,7 +11,7 @@ import pytest
 from archives import write_archive
 from preparing import config_with
 
-from mim3d.config.sections import ClassificationConfig
+from mim3d.config.task import ClassificationConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.prepare import prepare_store
 from mim3d.data.store import Store
@@ -105,6 +105,11 @@ def test_a_damaged_record_is_no_target(changes) -> None:
 def test_what_cannot_be_learned_is_refused(store, fields, is_regression, error, what) -> None:
     with pytest.raises(error, match=what):
         _table(store, is_regression, **fields)
+
+
+def test_training_cases_of_one_class_alone_teach_nothing(store: Store) -> None:
+    with pytest.raises(UserError, match="`sick` is 0 in all 3 training cases"):
+        _table(store, target="sick", cases=slice(1, 4))
 
 
 def test_a_store_without_targets_says_how_it_would_have_some(store: Store) -> None:

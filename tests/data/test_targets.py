@@ -10,7 +10,7 @@ import torch
 from archives import write_archive
 from preparing import config_with
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data.batch import BatchNeeds, CropBatches, Target
 from mim3d.data.feed import Feed, make_feed
 from mim3d.data.prepare import prepare_store

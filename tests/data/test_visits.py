@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 import pytest
 from positions import make_case
 
-from mim3d.config.sections import DataConfig
-from mim3d.data.crops import FIXED_STEP, SamplingPlan
+from mim3d.config.data import DataConfig
+from mim3d.data.sampling import FIXED_STEP, SamplingPlan
 from mim3d.data.visits import Visit, VisitPlan
 from mim3d.foundation.errors import ConfigError
 

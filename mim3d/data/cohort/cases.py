@@ -16,7 +16,7 @@ from mim3d.foundation.errors import UserError
 
 Part = Literal["training", "validation", "test"]
 
-ENDINGS = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
+ENDINGS = (".seg.nrrd", ".nii.gz", ".nii", ".hdr.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd")
 """Endings of files taken as volumes. A pair's `.img` follows from its `.hdr`."""
 
 SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
@@ -58,6 +58,7 @@ class Cohort:
         has_validation: whether the source itself, or a split, says who validates.
         split: name of the split that replaced the source's lists, or None.
         remarks: what the person should know about how the source was read.
+        found: what was found and how it was understood, a line each.
         source: what the person typed; for messages, never stored.
         intensity_range: what becomes 0 and 1 in all volumes, where the source has a scale of its
             own; None measures each volume.
@@ -75,6 +76,7 @@ class Cohort:
     split: str | None = None
     intensity_range: tuple[float, float] | None = None
     is_framed: bool = False
+    found: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cases:

@@ -1,13 +1,16 @@
 """`dataset.json` in its two dialects: the Medical Segmentation Decathlon's and nnU-Net's.
 
 MSD lists its cases and maps numbers to names. nnU-Net (raw folder, version 2) lists nothing: its
-cases are the files of `imagesTr`, a suffix `_0000` a channel, and names map to numbers.
+cases are the files of `imagesTr`, a suffix `_0000` a channel, and names map to numbers; or they
+stand in `dataset`, each with its files.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,15 @@ from mim3d.data.cohort.cases import (
     remarks_on_subjects,
     stem,
 )
+from mim3d.data.label_tables import colours_by_value
 from mim3d.foundation.documents import DocumentError, read_document
 from mim3d.foundation.errors import UserError
 
 LISTS: tuple[Part, ...] = ("training", "validation", "test")
 CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 IGNORE = "ignore"
+OURS = "mim3d"
+"""What `mim3d export --format nnunet` writes beside what nnU-Net reads."""
 
 
 def read_dataset_json(path: Path) -> Cohort:
@@ -43,9 +49,14 @@ def read_dataset_json(path: Path) -> Cohort:
     if any(isinstance(content.get(part), list) and content[part] for part in LISTS):
         cases = _listed_cases(content, path)
         kind = "MSD dataset.json"
+    elif content.get("dataset"):
+        cases = _mapped_cases(content["dataset"], path)
+        kind = "nnU-Net dataset.json"
     else:
         cases = _raw_cases(path, str(content.get("file_ending", "")), len(channels))
         kind = "nnU-Net raw folder"
+        if OURS in content:
+            cases, channel_names = _exported(content[OURS], cases, channel_names, path)
     has_validation = any(case.part == "validation" for case in cases)
     remarks = remarks_on_subjects(cases)
     return Cohort(
@@ -87,6 +98,22 @@ def _listed_cases(content: dict[str, Any], path: Path) -> list[Case]:
             case_id = shared.group(1) if shared else stem(files[0])
             subject = str(fields.get("subject") or case_id)
             cases.append(Case(case_id, subject, tuple(files), label, part))
+    return cases
+
+
+def _mapped_cases(entries: Any, path: Path) -> list[Case]:
+    """nnU-Net's `dataset`: case to `images`, a file a channel, and `label`."""
+    if not isinstance(entries, dict):
+        raise _wrong(path, "`dataset` is no object")
+    cases = []
+    for case_id, fields in entries.items():
+        images = fields.get("images") if isinstance(fields, dict) else None
+        label = fields.get("label") if isinstance(fields, dict) else None
+        files = [*images, label] if isinstance(images, list) and images else []
+        if not files or not all(isinstance(file, str) and file for file in files):
+            raise _wrong(path, f"`{case_id}` of `dataset` has no `images` and `label`")
+        paths = tuple(_inside(str(file), path) for file in files)
+        cases.append(Case(str(case_id), str(case_id), paths[:-1], paths[-1]))
     return cases
 
 
@@ -134,6 +161,33 @@ def _raw_cases(path: Path, ending: str, channels: int) -> list[Case]:
     return cases
 
 
+def _exported(
+    said: Any, cases: list[Case], names: tuple[str, ...] | None, path: Path
+) -> tuple[list[Case], tuple[str, ...] | None]:
+    """The lists, subjects, ids, targets and channel names that a store had when it was exported."""
+    try:
+        known = dict(said["cases"])
+        every = [replace(case, **_fields(known.get(case.case_id))) for case in cases]
+        channels = tuple(str(name) for name in said["channel_names"])
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise _wrong(path, f"what stands under `{OURS}` is not as it was written") from None
+    return every, channels if names is None or len(channels) == len(names) else names
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    if row is None:
+        return {}
+    targets = {str(name): float(value) for name, value in row["targets"].items()}
+    if row["list"] not in LISTS or not all(map(math.isfinite, targets.values())):
+        raise ValueError(row["list"])
+    return {
+        "case_id": str(row["case"]),
+        "subject_id": str(row["subject"]),
+        "part": row["list"],
+        "targets": targets,
+    }
+
+
 def _classes(content: dict[str, Any], path: Path) -> ClassTable | None:
     labels = content.get("labels")
     if not labels:
@@ -150,7 +204,9 @@ def _classes(content: dict[str, Any], path: Path) -> ClassTable | None:
         raise _wrong(path, "`labels` holds values beyond 0 to 65535, or several to ignore")
     if len(names) + len(ignore) < len(pairs):
         raise _wrong(path, "`labels` gives one value two names")
-    return ClassTable.from_values(names, names, ignore[0] if ignore else None)
+    said = content.get("colours", content.get("colors"))
+    colours = colours_by_value(said, names)
+    return ClassTable.from_values(names, names, ignore[0] if ignore else None, colours)
 
 
 def _named_values(labels: dict[str, Any], order: Any, path: Path) -> list[tuple[str, int]]:

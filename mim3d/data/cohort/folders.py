@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from mim3d.data.cohort.bids_labels import pair_by_entities
 from mim3d.data.cohort.cases import (
     Case,
     Cohort,
@@ -19,6 +20,7 @@ from mim3d.data.cohort.cases import (
     subject_of,
     unique_ids,
 )
+from mim3d.data.files.segments import ENDING as SEGMENTATION
 from mim3d.foundation.errors import UserError
 
 IMAGES = re.compile(r"(?:images?|imgs?|volumes?)[-_]?(.*)", re.IGNORECASE)
@@ -42,20 +44,22 @@ DICOM_TRIES = 4
 """Files of a folder that are looked into for DICOM's mark."""
 
 
-def read_pattern(source: Path, pattern: str) -> Cohort:
+def read_pattern(source: Path, pattern: str, labels: str | None = None) -> Cohort:
     """The images below `source` that a glob finds; subjects by BIDS names.
+
+    Args:
+        source: the folder.
+        pattern: glob of the images.
+        labels: glob of the label maps: of the same subject and session where all names are BIDS's,
+            else of the same name; None takes none.
 
     Raises:
         UserError: an unusable pattern, or nothing found.
     """
-    try:
-        found = sorted(
-            path
-            for path in source.glob(pattern)
-            if not path.name.startswith(".") and (path.is_file() or is_dicom_folder(path))
-        )
-    except (ValueError, NotImplementedError, IndexError) as error:
-        raise UserError(f"`{pattern}` is not a pattern ({error})", code="pattern") from None
+    found = _matching(source, pattern)
+    maps = [] if labels is None else _matching(source, labels)
+    pairs = pair_by_entities(found, maps) if maps else None
+    pairs = _pairs(found, maps) if pairs is None else pairs
     if not found:
         raise UserError(
             f"no file matches `{pattern}`",
@@ -65,11 +69,22 @@ def read_pattern(source: Path, pattern: str) -> Cohort:
         )
     return Cohort(
         "",
-        tuple(_cases(found, source)),
+        tuple(_cases(found, source, pairs)),
         "files by a pattern",
         remarks=remark_on_ids(found),
         source=str(source),
     )
+
+
+def _matching(source: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(
+            path
+            for path in source.glob(pattern)
+            if not path.name.startswith(".") and (path.is_file() or is_dicom_folder(path))
+        )
+    except (ValueError, NotImplementedError, IndexError) as error:
+        raise UserError(f"`{pattern}` is not a pattern ({error})", code="pattern") from None
 
 
 def read_folder(source: Path) -> Cohort:
@@ -95,7 +110,7 @@ def read_folder(source: Path) -> Cohort:
             remedy="volumes end in .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd or .hdr, or are DICOM",
             code="empty-cohort",
         )
-    labels = [file for file in files if IS_LABEL.search(stem(file))]
+    labels = [file for file in files if _is_label(file)]
     images = [file for file in files if file not in set(labels)]
     pairs = _pairs(images, labels)
     kind = "a tree of DICOM series" if series and not files else "a plain folder"
@@ -107,6 +122,14 @@ def read_folder(source: Path) -> Cohort:
         remarks=remark_on_ids(every),
         source=str(source),
     )
+
+
+def read_images_alone(source: Path) -> Cohort:
+    """Every volume of a folder that is not named as a label map, for a look at what there is."""
+    files, series = _walk(source)
+    images = sorted([*(file for file in files if not _is_label(file)), *series])
+    kind = "a folder whose label maps are left aside"
+    return Cohort("", tuple(_cases(images, source)), kind, source=str(source))
 
 
 def is_dicom_folder(path: Path) -> bool:
@@ -180,6 +203,10 @@ def _cases(
         must_lie_within(path, source)
         subject = subject_of(path, source) or case_id
         yield Case(case_id, subject, (path,), (labels or {}).get(path), part)
+
+
+def _is_label(file: Path) -> bool:
+    return file.name.lower().endswith(SEGMENTATION) or IS_LABEL.search(stem(file)) is not None
 
 
 def _pairs(images: list[Path], labels: list[Path]) -> dict[Path, Path]:

@@ -96,7 +96,8 @@ def without_class(cohort: Cohort, value: int) -> Cohort:
         )
     names = dict(zip(table.values, table.names, strict=True))
     names.pop(value, None)
-    return replace(cohort, classes=ClassTable.from_values(names, names, value))
+    colours = dict(zip(table.values, table.colours, strict=True))
+    return replace(cohort, classes=ClassTable.from_values(names, names, value, colours))
 
 
 def hashed(name: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from mim3d.config.read import ReadConfig
 from mim3d.data.files.archives import Archive, Array
+from mim3d.data.files.dicom_paths import series_of
 from mim3d.data.files.geometry import Grid
 from mim3d.data.files.layout import Axes, Layout, positive_sizes
 from mim3d.data.files.streams import Rest
@@ -43,8 +44,11 @@ def archive_of(path: Path) -> Path | None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or folder exists, of a row its archive; also where a share does not answer."""
-    return os.path.exists(archive_of(path) or path)
+    """Whether a file or folder exists, of a row its archive, of one of several series its folder.
+
+    Also where a share does not answer.
+    """
+    return series_of(path) is not None or os.path.exists(archive_of(path) or path)
 
 
 def row_layout(array: Array) -> Layout:

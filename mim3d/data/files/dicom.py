@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mim3d.config.read import ReadConfig
+from mim3d.data.files.dicom_paths import series_of
 from mim3d.data.files.geometry import lps_grid
 from mim3d.data.files.layout import Axes, Layout, positive_sizes
 from mim3d.data.files.streams import Rest, Stream
@@ -226,7 +227,9 @@ def opened(path: Path, config: ReadConfig) -> Iterator[tuple[Layout, Stream]]:
     Raises:
         VolumeError: the slices make no volume, or the reading process fails.
     """
-    request = {"do": "plan", "path": os.path.abspath(path), "series": config.series}
+    folder, number = series_of(path) or (path, None)
+    series = config.series if number is None else str(number)
+    request = {"do": "plan", "path": os.path.abspath(folder), "series": series}
     with _lock:
         plan = _reader.ask(request)
         try:
@@ -246,6 +249,18 @@ def list_series(path: str | os.PathLike[str]) -> tuple[SeriesSummary, ...]:
     with _lock:
         answer = _reader.ask({"do": "list", "path": os.path.abspath(path)})
     return tuple(SeriesSummary(**each) for each in answer["series"])
+
+
+def series_files(folder: Path, number: int) -> list[Path]:
+    """The files of one series.
+
+    Raises:
+        VolumeError: the folder has no such series, or a file is damaged.
+    """
+    with _lock:
+        request = {"do": "files", "path": os.path.abspath(folder), "series": str(number)}
+        answer = _reader.ask(request)
+    return [folder / str(name) for name in answer["files"]]
 
 
 def _layout(plan: dict[str, Any]) -> Layout:

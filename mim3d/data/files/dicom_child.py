@@ -90,6 +90,9 @@ def _answer(request: dict[str, Any], answers: BinaryIO, planned: dict[str, Any])
         send(answers, {"series": [asdict(each) for each in summaries(groups)]})
         return
     uid, slices = choose(groups, request["series"])
+    if request["do"] == "files":
+        send(answers, {"files": [tags.path.name for tags in slices]})
+        return
     planned["series"] = check_series(uid, slices, notes)
     planned["description"] = describe(planned["series"])
     send(answers, planned["description"])

@@ -109,7 +109,7 @@ def summaries(groups: dict[str, list[Tags]]) -> list[Summary]:
 
 
 def choose(groups: dict[str, list[Tags]], series: str | None) -> tuple[str, list[Tags]]:
-    """The one series, or the one asked for by UID or number.
+    """The one series, or the one asked for by UID, number, modality or as `largest`.
 
     Raises:
         VolumeError: several and none asked for, or none of that name; lists them.
@@ -128,6 +128,8 @@ def choose(groups: dict[str, list[Tags]], series: str | None) -> tuple[str, list
         )
     if series in groups:
         return series, groups[series]
+    if (largest := _largest(groups, series)) is not None:
+        return largest
     if series.isdecimal() and 1 <= int(series) <= len(groups):
         return list(groups.items())[int(series) - 1]
     raise VolumeError(
@@ -135,6 +137,20 @@ def choose(groups: dict[str, list[Tags]], series: str | None) -> tuple[str, list
         remedy=f"choose one with `--read.series NUMBER` or its UID: {listed}",
         code="several-series",
     )
+
+
+def _largest(groups: dict[str, list[Tags]], rule: str) -> tuple[str, list[Tags]] | None:
+    """What a rule takes: the series of most pixels, of all (`largest`) or of a modality (`CT`)."""
+    word = rule.upper()
+    fitting = [
+        (uid, slices)
+        for uid, slices in groups.items()
+        if word == "LARGEST" or slices[0].text("modality").upper() == word
+    ]
+    if not word.isalpha() or not fitting:
+        return None
+    # Of equals the first, in the order of their numbers.
+    return max(fitting, key=lambda one: sum(t.whole("rows") * t.whole("columns") for t in one[1]))
 
 
 def check_series(uid: str, slices: list[Tags], notes: list[Note]) -> Series:

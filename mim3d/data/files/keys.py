@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mim3d.data.files import meta_image, nifti, nrrd
 from mim3d.data.files.archive_rows import archive_of, row_content
+from mim3d.data.files.dicom import series_files
+from mim3d.data.files.dicom_paths import series_of
 from mim3d.data.files.dicom_series import dicom_files
 from mim3d.data.files.kinds import Kind, kind_of
 from mim3d.data.files.streams import open_regular
@@ -20,8 +22,8 @@ def content_key(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of all bytes that a volume is read from, in hexadecimal.
 
     A file's own; for a pair or a header with its data beside it, that of both keys in this order;
-    for a folder of DICOM, that of its slices' keys, sorted, so that renaming changes nothing. For
-    a row of an archive that of the row alone.
+    for a folder of DICOM, or one of its series, that of its slices' keys, sorted, so that renaming
+    changes nothing. For a row of an archive that of the row alone.
 
     Raises:
         VolumeError: a file is absent or cannot be read.
@@ -30,6 +32,8 @@ def content_key(path: str | os.PathLike[str]) -> str:
     try:
         if archive_of(path) is not None:
             return hashlib.sha256(row_content(path)).hexdigest()
+        if (numbered := series_of(path)) is not None:
+            return _joined(sorted(map(_file_key, series_files(*numbered))))
         if path.is_dir():
             slices, _ = dicom_files(path)
             return _joined(sorted(map(_file_key, slices)))

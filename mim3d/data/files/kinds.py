@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mim3d.data.files.archive_rows import archive_of
 from mim3d.data.files.deflate import GZIP_MAGIC, DeflateStream
+from mim3d.data.files.dicom_paths import series_of
 from mim3d.data.files.nifti import find_byte_order, header_of_pair
 from mim3d.data.files.streams import open_regular, read_all
 from mim3d.data.volume import Note
@@ -61,7 +62,7 @@ def kind_of(path: Path) -> tuple[Kind, list[Note]]:
     Raises:
         VolumeError: absent, unreadable, empty, or none of the formats.
     """
-    if path.is_dir():
+    if path.is_dir() or series_of(path) is not None:
         return Kind.DICOM, []
     if archive_of(path) is not None:
         return Kind.ARCHIVE, []

@@ -18,7 +18,7 @@ from mim3d.data.files.geometry import corners, ras_affine
 from mim3d.data.files.kinds import Kind, kind_of
 from mim3d.data.files.layout import Layout, check_size, read_intensities, read_labels
 from mim3d.data.files.streams import PlainStream, Stream
-from mim3d.data.volume import Note, Volume, from_file_order, spacing_of, to_file_order
+from mim3d.data.volume import Note, Origin, Volume, from_file_order, spacing_of, to_file_order
 from mim3d.foundation.errors import VolumeError
 
 PathLike = str | os.PathLike[str]
@@ -52,6 +52,7 @@ class Geometry:
         dtype: the type of a voxel in the file, by NumPy's name.
         modality: what a DICOM series says it is (`CT`, `MR`, …); empty elsewhere.
         notes: what is odd about the header.
+        orientation: where the axes of the file run to, as `LPS`; `unknown` where it does not say.
     """
 
     shape: tuple[int, int, int]
@@ -61,6 +62,7 @@ class Geometry:
     dtype: str
     modality: str
     notes: tuple[Note, ...]
+    orientation: str = "unknown"
 
 
 def read_volume(path: PathLike, read: ReadConfig = DEFAULT) -> Volume:
@@ -191,7 +193,17 @@ def read_geometry(path: PathLike, read: ReadConfig = DEFAULT) -> Geometry:
             layout.stored.newbyteorder("=").name,
             layout.modality,
             every,
+            _orientation(origin),
         )
+
+
+def _orientation(origin: Origin) -> str:
+    if not origin.has_orientation:
+        return "unknown"
+    letters = ["", "", ""]
+    for place, (axis, is_flipped) in enumerate(zip(origin.axes, origin.flips, strict=True)):
+        letters[axis] = ("LPI" if is_flipped else "RAS")[place]
+    return "".join(letters)
 
 
 @contextlib.contextmanager

@@ -129,10 +129,10 @@ def _write(path: Path, voxels: NDArray[Any], stored: np.dtype[Any], like: Volume
     with atomic.whole_file(path, need=need) as temporary:
         with open(temporary, "wb") as file:
             if is_zipped:
-                _write_gzip(file, header, ordered, stored)
+                write_gzip(file, header, ordered, stored)
             else:
                 file.write(header)
-                for slab in _slabs(ordered, stored):
+                for slab in slabs(ordered, stored):
                     file.write(slab)
         if not _reads_back(temporary, header, ordered, stored, zipped=is_zipped):
             raise unlike(path)
@@ -192,20 +192,19 @@ def _widened(fields: NiftiFields) -> NiftiFields:
     )
 
 
-def _slabs(ordered: NDArray[Any], stored: np.dtype[Any]) -> Iterator[bytes]:
+def slabs(ordered: NDArray[Any], stored: np.dtype[Any]) -> Iterator[bytes]:
     """The voxels of `c i j k` as they stand in a file: i fastest, channel slowest."""
     for channel in ordered:
         for k in range(channel.shape[2]):
             yield channel[:, :, k].T.astype(stored).tobytes()
 
 
-def _write_gzip(
-    file: BinaryIO, header: bytes, ordered: NDArray[Any], stored: np.dtype[Any]
-) -> None:
+def write_gzip(file: BinaryIO, header: bytes, ordered: NDArray[Any], stored: np.dtype[Any]) -> None:
+    """Writes a header and the voxels behind it as one gzip member."""
     deflate = DEFLATE.compressobj(LEVEL, zlib.DEFLATED, -15)
     check, size = 0, 0
     file.write(GZIP_HEAD)
-    for part in itertools.chain([header], _slabs(ordered, stored)):
+    for part in itertools.chain([header], slabs(ordered, stored)):
         check, size = DEFLATE.crc32(part, check), size + len(part)
         file.write(deflate.compress(part))
     file.write(deflate.flush())
@@ -219,15 +218,16 @@ def _reads_back(
     with io.FileIO(path) as file:
         stream: Stream = DeflateStream(file) if zipped else PlainStream(file)
         try:
-            equal = _next(stream, len(header)) == header and all(
-                _next(stream, len(slab)) == slab for slab in _slabs(ordered, stored)
+            equal = next_bytes(stream, len(header)) == header and all(
+                next_bytes(stream, len(slab)) == slab for slab in slabs(ordered, stored)
             )
             return equal and stream.finish(0) == Rest()
         except VolumeError:
             return False
 
 
-def _next(stream: Stream, count: int) -> bytes:
+def next_bytes(stream: Stream, count: int) -> bytes:
+    """The next bytes of a stream; none where it is shorter."""
     buffer = bytearray(count)
     return bytes(buffer) if stream.fill(memoryview(buffer)) == count else b""
 

@@ -1,0 +1,1 @@
+"""What files of scans hold, before they are prepared."""

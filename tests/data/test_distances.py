@@ -1,0 +1,67 @@
+"""Shapes as signed distances, against all pairs of voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mim3d.data.prepare.distances import signed_distances
+from mim3d.data.prepare.volume import VolumeRule, prepare_volume
+from mim3d.data.volume import Volume
+from mim3d.foundation.errors import VolumeError
+
+SPACING = (1.0, 0.7, 2.5)
+
+
+def _shape() -> np.ndarray:
+    x, y, z = np.meshgrid(np.arange(11), np.arange(13), np.arange(7), indexing="ij")
+    inside = ((x - 4) / 3) ** 2 + ((y - 7) / 4) ** 2 + ((z - 3) / 2) ** 2 <= 1
+    inside[8, 3:9, 2] = True
+    return inside
+
+
+def _volume(voxels: np.ndarray) -> Volume:
+    return Volume.from_array(voxels, np.diag([*SPACING, 1.0]))
+
+
+def _slow(inside: np.ndarray, most: float) -> np.ndarray:
+    places = np.argwhere(np.ones_like(inside)) * SPACING
+    kinds = inside.ravel()
+    between = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    nearest = np.where(kinds[:, None] != kinds[None], between, np.inf).min(axis=1)
+    return np.where(kinds, nearest, -nearest).clip(-most, most).reshape(inside.shape)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (-3, 1)])
+def test_each_voxel_holds_the_way_to_the_nearest_of_the_other_kind(values):
+    inside = _shape()
+    voxels = np.where(inside, values[1], values[0]).astype(np.int16)[None]
+
+    found = signed_distances(_volume(voxels), 3.0)
+
+    np.testing.assert_allclose(found.voxels[0], _slow(inside, 3.0), rtol=1e-6)
+
+
+def test_a_store_holds_them_from_0_to_1_and_takes_what_lies_outside_for_air():
+    inside = _shape()
+    rule = VolumeRule(modalities=("other",), crop_to_body=False, distance_mm=4.0)
+
+    case = prepare_volume(_volume(inside.astype(np.uint8)[None]), rule)
+
+    (scale,), (offset,), (normalisation,) = case.scale, case.offset, case.normalisation
+    held = (case.voxels[0] * scale + offset - normalisation.low) / (
+        normalisation.high - normalisation.low
+    )
+    np.testing.assert_allclose(held, _slow(inside, 4.0) / 8 + 0.5, atol=1e-3)
+    assert normalisation.air == 0
+    assert case.facts["body_share"] == pytest.approx(inside.mean())
+
+
+def test_volumes_of_more_than_two_values_are_no_shapes():
+    voxels = _shape().astype(np.int16)[None]
+    voxels[0, 0, 0, 0] = 7
+
+    with pytest.raises(VolumeError, match="3 different value"):
+        signed_distances(_volume(voxels), 4.0)
+    with pytest.raises(VolumeError, match="1 different value"):
+        signed_distances(_volume(np.zeros_like(voxels)), 4.0)
