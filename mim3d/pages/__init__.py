@@ -1,0 +1,1 @@
+"""Pages for a browser: HTML from arrays and tables, with their scripts and styles."""

@@ -1,0 +1,1 @@
+"""The page of `mim3d view`: its own files, and NiiVue as it was published."""

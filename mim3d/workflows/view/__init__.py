@@ -1,0 +1,1 @@
+"""`mim3d view`: what was found, served to this machine alone."""
