@@ -19,6 +19,7 @@ from mim3d.pictures.canvas import (
     LARGE,
     NORMAL,
     SMALL,
+    as_typed,
     axes_at,
     new_figure,
     plain_axes,
@@ -50,7 +51,12 @@ class Panel:
 
 
 def draw_loss(
-    path: Path | str, steps: Sequence[float], loss: Sequence[float], *, title: str = "loss"
+    path: Path | str,
+    steps: Sequence[float],
+    loss: Sequence[float],
+    *,
+    title: str = "loss",
+    size: tuple[float, float] = (6.0, 3.4),
 ) -> Path:
     """Draws the loss as it was logged, faint, and its running median, and returns the file.
 
@@ -59,14 +65,15 @@ def draw_loss(
         steps: step of each value.
         loss: values; the axis is logarithmic where all are positive.
         title: first line.
+        size: width and height in inches.
 
     Raises:
         UserError: there are no values.
     """
     if not len(steps):
         raise UserError("a curve needs at least one value", code="empty-curve")
-    figure = new_figure(6.0, 3.4)
-    axes = plain_axes(axes_at(figure, 0.75, 0.5, 5.05, 2.35))
+    figure = new_figure(*size)
+    axes = plain_axes(axes_at(figure, 0.75, 0.5, size[0] - 0.95, size[1] - 1.05))
     write_at(figure, 0.12, 0.1, title, size=LARGE, weight="bold")
     values = np.asarray(loss, float)
     axes.plot(steps, values, color=FAINT, linewidth=0.7, alpha=0.6, label="as logged")
@@ -87,15 +94,20 @@ def draw_curves(
     quantity: str = "Dice",
     title: str = "",
     log_steps: bool = False,
+    levels: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (6.0, 4.0),
 ) -> Path:
     """Draws one line an arm: the mean over its seeds within a band from lowest to highest.
 
     Args:
         path: PNG file.
-        arms: name to the curves of its seeds; curves of other steps are interpolated.
+        arms: name to the curves of its seeds; curves of other steps are interpolated. One without
+            curves is not drawn and keeps its colour from the others.
         quantity: name of the y axis.
         title: first line.
         log_steps: whether steps are on a logarithmic axis.
+        levels: name to a value that stays, drawn as a broken line.
+        size: width and height in inches.
 
     Returns:
         The file.
@@ -105,20 +117,24 @@ def draw_curves(
     """
     if not any(arms.values()):
         raise UserError("learning curves need at least one arm with a curve", code="empty-curve")
-    figure = new_figure(6.0, 4.0)
-    axes = plain_axes(axes_at(figure, 0.75, 0.5, 5.05, 2.95))
+    figure = new_figure(*size)
+    axes = plain_axes(axes_at(figure, 0.75, 0.5, size[0] - 0.95, size[1] - 1.05))
     write_at(figure, 0.12, 0.1, title, size=LARGE, weight="bold")
-    drawn = {name: curves for name, curves in arms.items() if curves}
-    for place, (name, curves) in enumerate(drawn.items()):
+    for place, (name, curves) in enumerate(arms.items()):
+        if not curves:
+            continue
         steps, values = on_common_steps(curves)
         tone = unit(colour(TONES[place % 8]))
         seeds = "" if len(curves) == 1 else f" ({len(curves)} seeds)"
-        axes.plot(steps, values.mean(axis=0), color=tone, linewidth=1.6, marker="o",
-                  markersize=2.5, label=f"{name}{seeds}")  # fmt: skip
+        axes.plot(steps, values.mean(axis=0), color=tone, linewidth=1.6,
+                  marker="o" if len(steps) <= 50 else None, markersize=2.5,
+                  label=as_typed(f"{name}{seeds}"))  # fmt: skip
         if len(curves) > 1:
             axes.fill_between(
                 steps, values.min(axis=0), values.max(axis=0), color=tone, alpha=0.18, linewidth=0
             )
+    for style, (name, value) in zip(("--", ":", "-."), (levels or {}).items(), strict=False):
+        axes.axhline(value, color=INK, linewidth=1.0, linestyle=style, label=as_typed(name))
     if log_steps:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
