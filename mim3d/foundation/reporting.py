@@ -61,6 +61,29 @@ class Silent:
         """Drops the line."""
 
 
+class NamedReporter:
+    """One of many trainings as part of a larger work: its warnings and progress under its name.
+
+    Args:
+        reporter: who hears of it.
+        name: of the training.
+    """
+
+    def __init__(self, reporter: Reporter, name: str) -> None:
+        self._reporter, self._name = reporter, name
+
+    def say(self, text: str) -> None:
+        """Drops the line: the training's own log has it."""
+
+    def warn(self, text: str) -> None:
+        """Passes it on."""
+        self._reporter.warn(f"{self._name}: {text}")
+
+    def progress(self, done: int, total: int, text: str) -> None:
+        """Passes it on."""
+        self._reporter.progress(done, total, f"{self._name}: {text}")
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person would say them: `45 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = max(0, round(seconds))

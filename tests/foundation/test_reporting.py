@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from mim3d.foundation.reporting import PlainReporter, duration
+from mim3d.foundation.reporting import NamedReporter, PlainReporter, duration
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,15 @@ def test_progress_is_logged_when_its_time_has_come(caplog):
     reporter.progress(1, 2, "step 1/2")
 
     assert [record.getMessage() for record in caplog.records] == ["step 1/2"]
+
+
+def test_one_of_many_trainings_warns_and_goes_on_under_its_name_and_says_nothing_else(caplog):
+    caplog.set_level(logging.INFO, logger="mim3d")
+    reporter = NamedReporter(PlainReporter(every_seconds=0), "mae-1")
+
+    reporter.say("begins")
+    reporter.warn("look here")
+    reporter.progress(1, 2, "step 1/2")
+
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["mae-1: look here", "mae-1: step 1/2"]

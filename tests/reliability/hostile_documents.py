@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from mim3d.config.reading import dump, to_mapping
 from mim3d.config.verbs import (
     EvaluateConfig,
     FinetuneConfig,
@@ -16,6 +15,7 @@ from mim3d.config.verbs import (
     PrepareConfig,
     PretrainConfig,
 )
+from mim3d.config.writing import dump, to_mapping
 
 Random = np.random.Generator
 CONFIGS: tuple[type, ...] = (

@@ -13,16 +13,10 @@ from typing import Any
 
 import torch
 
-from mim3d.config.sections import (
-    AugmentationConfig,
-    ContrastConfig,
-    DataConfig,
-    EncoderConfig,
-    OptimConfig,
-    PretextConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from mim3d.config.data import AugmentationConfig, DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import ContrastConfig, PretextConfig, TeacherConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.data.batch import CropBatch
 from mim3d.data.feed import make_feed
 from mim3d.data.store import Store
@@ -31,8 +25,10 @@ from mim3d.foundation.reporting import Silent
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.registry import PRETEXT_TASKS
-from mim3d.training.loop import Feed, FitResult, Validator, fit
+from mim3d.training.loop import Feed, fit
 from mim3d.training.run import Run
+from mim3d.training.standing import FitResult
+from mim3d.training.validation import Validator
 from tests.positions import make_store
 
 SHAPES = [(25, 21, 16), (19, 24, 13), (17, 18, 22)]

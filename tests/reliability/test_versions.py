@@ -16,15 +16,10 @@ from mim3d.data.store.layout import read_json
 from mim3d.foundation.errors import ExitCode, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.models.weights import encoder_tensors
-from mim3d.training.checkpoints import Checkpoints, read_state, weights_digest
+from mim3d.training.checkpoints import Checkpoints, read_state, read_weights, weights_digest
 from mim3d.workflows.doctor import doctor
-from mim3d.workflows.loading import (
-    checkpoint_of,
-    encoder_of,
-    initial_record,
-    load_preparation,
-    read_weights,
-)
+from mim3d.workflows.run_record import load_preparation
+from mim3d.workflows.run_weights import checkpoint_of, encoder_of, initial_record
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 VOXELS = "ba57307ae816f7c0c61179f13351b4a3bd2acaf35bbc7af7bde3762f59fb4cc1"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,63 +14,28 @@ from mim3d.data.classes import MAX_VALUE
 from mim3d.data.cohort import Case, Cohort, apply_split, hash_ids, read_cohort, without_class
 from mim3d.data.files import is_there
 from mim3d.data.prepare.earlier import seems_kept
-from mim3d.data.prepare.job import Work, refuse
+from mim3d.data.prepare.job import BUSY, Work, refuse
 from mim3d.data.prepare.keys import noted
 from mim3d.data.prepare.memory import processes_for
 from mim3d.data.prepare.modality import decided
+from mim3d.data.prepare.outcome import PreparationResult, outcome
 from mim3d.data.prepare.pool import run
 from mim3d.data.prepare.printed import fingerprint_lines, plan_lines
-from mim3d.data.prepare.summary import cohort_facts, rebuild, why_refused
-from mim3d.data.store.layout import CASES, MANIFEST, read_json, sidecar_path, sidecar_paths
+from mim3d.data.prepare.sharing import agreed, end, merging
+from mim3d.data.prepare.summary import cohort_facts, rebuild
+from mim3d.data.store.layout import (
+    CASES,
+    MANIFEST,
+    file_name,
+    sidecar_path,
+    sidecar_paths,
+)
 from mim3d.foundation.atomic import make_folder, sweep
-from mim3d.foundation.disk import check_there, check_written
-from mim3d.foundation.errors import ConfigError, ExitCode, UserError
+from mim3d.foundation.claims import Claims
+from mim3d.foundation.disk import check_there
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Reporter, Silent, duration
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One row of the quarantine."""
-
-    case_id: str
-    file: str
-    code: str
-    reason: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class PreparationResult:
-    """What became of a source.
-
-    Args:
-        store: the folder.
-        prepared: cases prepared in this call.
-        kept: cases that an earlier call had prepared and whose source has not changed.
-        refused: the quarantine.
-        seconds: how long it took.
-        fingerprint: of all cases in the store; empty where all were refused.
-    """
-
-    store: Path
-    prepared: tuple[str, ...]
-    kept: tuple[str, ...]
-    refused: tuple[Refusal, ...]
-    seconds: float
-    fingerprint: dict[str, Any] = field(repr=False, default_factory=dict)
-
-    def __repr__(self) -> str:
-        return (
-            f"PreparationResult({str(self.store)!r}: {len(self.prepared)} prepared, "
-            f"{len(self.kept)} kept, {len(self.refused)} refused, {duration(self.seconds)})"
-        )
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """What a command that ends with this says."""
-        if not self.refused:
-            return ExitCode.DONE
-        return ExitCode.PARTIAL if self.prepared or self.kept else ExitCode.INPUT
+from mim3d.foundation.shard import asked_shard
 
 
 def prepare_store(
@@ -83,6 +49,10 @@ def prepare_store(
     Running it again goes on where it stopped, prepares anew what changed, and keeps the rest. A
     case that cannot be used becomes a row of `quarantine.tsv`; the others go on. Where the reason
     may pass (a missing file, too little memory), what was prepared of it before stays.
+
+    With `config.shard` it is one of several commands that fill the same store, one after the other
+    or at the same time. Each prepares every n-th case of the source; none prepares a case that
+    another is at. The last to finish makes the same store as one command alone would.
 
     Args:
         source: anything `read_cohort` takes, or a cohort.
@@ -99,8 +69,9 @@ def prepare_store(
     config = config or PrepareConfig()
     reporter = reporter or Silent()
     settings = config.prepare
+    shard = asked_shard(config.shard)
     _check(settings)
-    cohort = source if isinstance(source, Cohort) else read_cohort(source, settings.pattern)
+    cohort = source if isinstance(source, Cohort) else read_source(source, config)
     settings = _settled(settings, cohort)
     config = replace(config, prepare=settings)
     if settings.ignore_label is not None:
@@ -116,20 +87,47 @@ def prepare_store(
     for used in (folder, folder / CASES):
         sweep(used)
     work = _work(folder, cohort, config, reporter)
-    due = [case for case in cohort.cases if not seems_kept(folder, case, work.key)]
-    processes, spare = processes_for(due, len(cohort.cases), config, reporter)
+    share = cohort.cases if shard is None else shard.share(cohort.cases)
+    due = [case for case in share if not seems_kept(folder, case, work.key)]
+    processes, spare = processes_for(due, len(share), config, reporter)
     for line in plan_lines(cohort, folder, settings, processes):
         reporter.say(line)
+    if shard is not None:
+        reporter.say(f"shard {shard}: {len(share)} of the cases")
     for remark in cohort.remarks:
         reporter.warn(remark)
     work = replace(work, spare_bytes=spare)
-    answers = _prepare_all(cohort.cases, work, processes, reporter)
+    answers = _prepare_all(share, work, processes, reporter)
     check_there(folder / MANIFEST)
-    _forget_others(folder, cohort, reporter)
-    fingerprint = rebuild(folder)
-    result = _result(folder, answers, fingerprint, time.monotonic() - start)
+    before = _manifest(folder)
+    if shard is None:
+        left, fingerprint = 0, _put_together(folder, cohort, reporter)
+        end(folder, reporter)
+    else:
+        with merging(cohort.cases, work, reporter) as left:
+            fingerprint = {} if left else _put_together(folder, cohort, reporter)
+    judged = share if shard is None or left else cohort.cases
+    result = replace(
+        outcome(folder, answers, judged, time.monotonic() - start),
+        fingerprint=fingerprint,
+        shard=shard,
+        left=left,
+        is_changed=_manifest(folder) != before,
+    )
     _tell(result, reporter)
     return result
+
+
+def read_source(source: Path | str, config: PrepareConfig) -> Cohort:
+    """The cohort of a source, as the settings say how to read it; raises as `read_cohort`."""
+    settings = config.prepare
+    return read_cohort(
+        source,
+        settings.pattern,
+        contrasts=settings.contrasts,
+        labels=settings.labels,
+        series=config.read.series,
+    )
 
 
 def _check(settings: PreparationConfig) -> None:
@@ -144,6 +142,8 @@ def _check(settings: PreparationConfig) -> None:
         wrong = "`prepare.clip_percentiles` are two rising numbers from 0 to 100"
     elif settings.intensity_range and not settings.intensity_range[0] < settings.intensity_range[1]:
         wrong = "`prepare.intensity_range` is a lower and a higher value"
+    elif settings.distance_mm is not None and not settings.distance_mm > 0:
+        wrong = "`prepare.distance_mm` is above 0"
     elif settings.ignore_label is not None and not 1 <= settings.ignore_label <= MAX_VALUE:
         wrong = f"`prepare.ignore_label` lies between 1 and {MAX_VALUE}"
     elif settings.body_margin_mm < 0:
@@ -211,8 +211,12 @@ def _work(folder: Path, cohort: Cohort, config: PrepareConfig, reporter: Reporte
     preparation = {k: v for k, v in noted(settings).items() if k not in kept}
     preparation["read"] = asdict(config.read)
     facts = cohort_facts(cohort, preparation)
-    work = Work(folder, settings, config.read, cohort.classes, cohort.modalities, facts)
-    return replace(work, modalities=decided(cohort, work, config, reporter))
+    work = Work(folder, settings, config.read, cohort.classes, cohort.modalities, facts,
+                is_shared=config.shard is not None)  # fmt: skip
+    decide = partial(decided, cohort, work, config, reporter)
+    shared = work.is_shared
+    modalities = agreed(cohort.cases, work, reporter, decide) if shared else decide()
+    return replace(work, modalities=modalities)
 
 
 def _prepare_all(
@@ -220,21 +224,47 @@ def _prepare_all(
 ) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = []
     start = time.monotonic()
-    for case, answer in run("prepare", cases, work, processes):
-        if isinstance(answer, str):
-            answer = refuse(
-                case, work, "", "reader-died", answer, "check the file, or leave it out"
-            )
-        answers.append(answer)
-        if "trace" in answer:
-            reporter.warn(answer["trace"])
-        if answer["state"] in ("refused", "stands"):
-            became = "left out" if answer["state"] == "refused" else "not renewed"
-            reporter.warn(f"`{answer['case_id']}` is {became}: {answer['reason']}")
-        done = len(answers)
-        left = (time.monotonic() - start) / done * (len(cases) - done)
-        reporter.progress(done, len(cases), f"{done} of {len(cases)} cases, {duration(left)} left")
+    waiting = cases
+    while waiting:
+        busy = []
+        for case, answer in run("prepare", waiting, work, processes):
+            if isinstance(answer, str):
+                answer = refuse(
+                    case, work, "", "reader-died", answer, "check the file, or leave it out"
+                )
+            if answer["state"] == BUSY:
+                busy.append(case)
+                continue
+            answers.append(answer)
+            _tell_answer(answer, reporter)
+            done = len(answers)
+            left = duration((time.monotonic() - start) / done * (len(cases) - done))
+            reporter.progress(done, len(cases), f"{done} of {len(cases)} cases, {left} left")
+        if busy:
+            reporter.say(f"{len(busy)} case(s) wait for other commands, which are at them")
+            Claims(work.folder).wait([file_name(case.case_id) for case in busy])
+        waiting = busy
     return answers
+
+
+def _tell_answer(answer: Mapping[str, Any], reporter: Reporter) -> None:
+    if "trace" in answer:
+        reporter.warn(answer["trace"])
+    if answer["state"] in ("refused", "stands"):
+        became = "left out" if answer["state"] == "refused" else "not renewed"
+        reporter.warn(f"`{answer['case_id']}` is {became}: {answer['reason']}")
+
+
+def _put_together(folder: Path, cohort: Cohort, reporter: Reporter) -> dict[str, Any]:
+    """Makes one store of all cases, and gives its fingerprint."""
+    _forget_others(folder, cohort, reporter)
+    return rebuild(folder)
+
+
+def _manifest(folder: Path) -> bytes:
+    """Empty where there is none."""
+    path = folder / MANIFEST
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _forget_others(folder: Path, cohort: Cohort, reporter: Reporter) -> None:
@@ -248,28 +278,13 @@ def _forget_others(folder: Path, cohort: Cohort, reporter: Reporter) -> None:
         reporter.warn(f"{len(gone)} case(s) are no longer in the source and were removed")
 
 
-def _result(
-    folder: Path, answers: Sequence[dict[str, Any]], fingerprint: dict[str, Any], seconds: float
-) -> PreparationResult:
-    check_written(sidecar_path(folder, answer["case_id"]) for answer in answers)
-    refused = []
-    states: dict[str, list[str]] = {"prepared": [], "kept": []}
-    for answer in sorted(answers, key=lambda answer: str(answer["case_id"])):
-        # `rebuild` may have refused a case that was prepared alone.
-        sidecar = read_json(sidecar_path(folder, answer["case_id"]))
-        why = why_refused(sidecar)
-        if why is not None:
-            refused.append(Refusal(answer["case_id"], **why))
-        else:
-            states[answer["state"]].append(answer["case_id"])
-    prepared, kept = tuple(states["prepared"]), tuple(states["kept"])
-    return PreparationResult(folder, prepared, kept, tuple(refused), seconds, fingerprint)
-
-
 def _tell(result: PreparationResult, reporter: Reporter) -> None:
     for line in fingerprint_lines(result.store, result.fingerprint):
         reporter.say(line)
     counts = f"{len(result.prepared)} case(s) prepared, {len(result.kept)} kept"
     reporter.say(f"{counts}, {len(result.refused)} refused in {duration(result.seconds)}")
-    if result.refused:
+    if result.left:
+        reporter.say(f"shard {result.shard} is done; {result.left} case(s) or more are still to be "
+                     "prepared by others, of which the last makes the store")  # fmt: skip
+    elif result.refused:
         reporter.warn(f"what was refused, why, and what to do: `{result.store / 'quarantine.tsv'}`")

@@ -72,18 +72,33 @@ def standing(folder: Path, case: Case, preparation: str) -> dict[str, Any] | Non
 def seems_kept(folder: Path, case: Case, preparation: str) -> bool:
     """Whether a case will be kept, by sizes and times alone: no file is opened but the sidecar."""
     old = stored_sidecar(folder, case.case_id)
-    key = None if old is None else _key(old, case, preparation)
-    if old is None or key is None or old.get("key") != key:
+    if old is None or any(path.name.lower().endswith(REFERRING) for path in files_of(case)):
         return False
-    labels = [] if case.label is None else [case.label]
-    states = [*old["source"]["images"], *([old["source"]["label"]] if labels else [])]
+    return is_as_noted(old, case, preparation)
+
+
+def is_as_noted(old: Mapping[str, Any], case: Case, preparation: str) -> bool:
+    """Whether a case's files have the sizes and times that its sidecar of this preparation notes.
+
+    Args:
+        old: the sidecar.
+        case: which.
+        preparation: `preparation_key` of the settings, as they are now.
+    """
+    key = _key(old, case, preparation)
+    if key is None or old.get("key") != key:
+        return False
+    label = [] if case.label is None else [old["source"]["label"]]
     try:
-        return all(
-            not path.name.lower().endswith(REFERRING) and sign(path) == state["sign"]
-            for path, state in zip((*case.images, *labels), states, strict=True)
-        )
+        pairs = zip(files_of(case), [*old["source"]["images"], *label], strict=True)
+        return all(sign(path) == state["sign"] for path, state in pairs)
     except (OSError, LookupError, TypeError):
         return False
+
+
+def files_of(case: Case) -> list[Path]:
+    """Images and label map of a case."""
+    return [*case.images, *([] if case.label is None else [case.label])]
 
 
 def modalities_before(folder: Path) -> list[str | None] | None:

@@ -20,9 +20,17 @@ from mim3d.config.verbs import PreparationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort import Case
 from mim3d.data.files import ReadWarning, is_there, read_volume
+from mim3d.data.files.dicom_paths import series_of
 from mim3d.data.intensity import infer_modality
 from mim3d.data.prepare.case import prepare_case
-from mim3d.data.prepare.earlier import NOT_RENEWED, PASSING, is_kept, standing, stored_sidecar
+from mim3d.data.prepare.earlier import (
+    NOT_RENEWED,
+    PASSING,
+    files_of,
+    is_kept,
+    standing,
+    stored_sidecar,
+)
 from mim3d.data.prepare.keys import (
     case_key,
     image_key,
@@ -32,8 +40,16 @@ from mim3d.data.prepare.keys import (
     source_state,
 )
 from mim3d.data.prepare.volume import VolumeRule
-from mim3d.data.store.layout import FORMAT, RECORDS, case_path, sidecar_path, write_record
+from mim3d.data.store.layout import (
+    FORMAT,
+    RECORDS,
+    case_path,
+    file_name,
+    sidecar_path,
+    write_record,
+)
 from mim3d.data.store.writing import write_case
+from mim3d.foundation.claims import Claims
 from mim3d.foundation.disk import check_there
 from mim3d.foundation.errors import ResourceError, UserError, VolumeError
 from mim3d.foundation.memory import is_out_of_memory
@@ -51,6 +67,7 @@ class Work:
         modalities: one a channel; None in a place infers it for each case.
         cohort: what each sidecar says about the cohort, so that the store can be rebuilt.
         spare_bytes: address space a process of its own may take beyond its start; None is any.
+        is_shared: whether other commands fill the same store: each case is claimed first.
     """
 
     folder: Path
@@ -60,6 +77,7 @@ class Work:
     modalities: tuple[str | None, ...] | None
     cohort: Mapping[str, Any]
     spare_bytes: int | None = None
+    is_shared: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -81,6 +99,7 @@ class Work:
             "modalities": self.modalities,
             "cohort": dict(self.cohort),
             "spare_bytes": self.spare_bytes,
+            "is_shared": self.is_shared,
         }
 
     @classmethod
@@ -100,6 +119,7 @@ class Work:
             None if modalities is None else tuple(modalities),
             content["cohort"],
             content["spare_bytes"],
+            content["is_shared"],
         )
 
 
@@ -116,6 +136,8 @@ def case_from_json(content: Mapping[str, Any]) -> Case:
     return Case(**{**content, "images": images, "label": None if label is None else Path(label)})
 
 
+BUSY = "busy"
+"""State of a case that another command is at."""
 QUOTED = re.compile(r"`([^`]*)`")
 """A literal within a sentence."""
 
@@ -124,13 +146,22 @@ def prepare_or_keep(case: Case, work: Work) -> dict[str, Any]:
     """Prepares a case unless it is there already.
 
     Returns:
-        `state`: `kept`, `prepared`, `refused`, or `stands` for a case that could not be renewed
-        and stays as it was; with these two also `file`, `code`, `reason`, `remedy`, and `trace`
-        where it is a bug; with `prepared` the codes of `notes`.
+        `state`: `kept`, `prepared`, `busy` where another command is at the case, `refused`, or
+        `stands` for a case that could not be renewed and stays as it was; with these two also
+        `file`, `code`, `reason`, `remedy`, and `trace` where it is a bug; with `prepared` the
+        codes of `notes`.
 
     Raises:
         ResourceError: the disk is full: nothing that follows could be written.
     """
+    if not work.is_shared:
+        return _answered(case, work)
+    with Claims(work.folder).claimed(file_name(case.case_id)) as is_mine:
+        return _answered(case, work) if is_mine else {"state": BUSY, "case_id": case.case_id}
+
+
+def _answered(case: Case, work: Work) -> dict[str, Any]:
+    """Raises nothing but `ResourceError`: what is wrong with a case is its answer."""
     try:
         return _prepare_or_keep(case, work)
     except ResourceError:
@@ -190,10 +221,10 @@ def refuse(
     old = standing(work.folder, case, work.key) if code in PASSING else None
     if old is not None:
         refused["reason"] += "; the case that was prepared before stays"
-        sidecar = {**_renewed(old, _about(case, work), work), NOT_RENEWED: refused}
+        sidecar = {**_renewed(old, said_of(case, work), work), NOT_RENEWED: refused}
         write_record(sidecar_path(work.folder, case.case_id), sidecar)
         return {"state": "stands", "case_id": case.case_id, **refused}
-    sidecar = {"format": FORMAT, "case_id": case.case_id, **_about(case, work), "refused": refused}
+    sidecar = {"format": FORMAT, "case_id": case.case_id, **said_of(case, work), "refused": refused}
     write_record(sidecar_path(work.folder, case.case_id), sidecar)
     case_path(work.folder, case.case_id).unlink(missing_ok=True)
     return {"state": "refused", "case_id": case.case_id, **refused}
@@ -201,13 +232,13 @@ def refuse(
 
 def _prepare_or_keep(case: Case, work: Work) -> dict[str, Any]:
     old = stored_sidecar(work.folder, case.case_id)
-    paths = [*case.images, *([] if case.label is None else [case.label])]
+    paths = files_of(case)
     if not all(map(is_there, paths)):
         # The one check that comes before hashing; `prepare_case` has the words for it.
         prepare_case(case, work.rule, work.classes, work.config, work.read)
     state = source_state(case, None if old is None else old.get("source"), work.config.verify)
     key = case_key(state, work.key)
-    about = {**_about(case, work), "source": state, "image_key": image_key(state)}
+    about = {**said_of(case, work), "source": state, "image_key": image_key(state)}
     if old is not None and is_kept(old, key, work.folder, case.case_id, work.config.verify):
         renewed = _renewed(old, about, work)
         if renewed != old or RECORDS not in old:
@@ -235,7 +266,8 @@ def _renewed(old: Mapping[str, Any], about: Mapping[str, Any], work: Work) -> di
     return renewed
 
 
-def _about(case: Case, work: Work) -> dict[str, Any]:
+def said_of(case: Case, work: Work) -> dict[str, Any]:
+    """What a sidecar says of a case besides its files and what they hold."""
     about: dict[str, Any] = {
         "subject_id": case.subject_id,
         "part": case.part,
@@ -263,8 +295,9 @@ def _without_paths(text: str, case: Case, work: Work) -> str:
     for path in (*case.images, *([] if case.label is None else [case.label])):
         for written in (str(path.resolve()), str(path)):
             text = text.replace(written, path.name)
-        if path.is_dir():
-            inside = {file.name for file in path.rglob("*")}
+        folder, _ = series_of(path) or (path, 0)
+        if folder.is_dir():
+            inside = {file.name for file in folder.rglob("*")}
             for literal in QUOTED.findall(text):
                 text = text.replace(f"`{literal}`", "`...`") if literal in inside else text
         if work.config.case_ids == "hashed":

@@ -18,13 +18,14 @@ from mim3d.config.verbs import PreparationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort import Case
 from mim3d.data.files import archive_of, content_key, is_there
+from mim3d.data.files.dicom_paths import series_of
 from mim3d.data.store.layout import FORMAT, digest
 
 NOT_CONTENT = ("workers", "verify", "keep_paths", "pattern", "validation_fraction", "split",
-               "case_ids")  # fmt: skip
+               "case_ids", "contrasts", "labels")  # fmt: skip
 """Settings that change no case's content."""
 
-LATER = ("intensity_range", "ignore_label")
+LATER = ("intensity_range", "distance_mm", "ignore_label", "contrasts", "labels")
 """Settings that came when there were stores: none is as if there were no such setting."""
 
 RULES = 2
@@ -114,6 +115,9 @@ def _files(path: Path) -> list[Path]:
     archive = archive_of(path)
     if archive is not None:
         return [archive]
+    numbered = series_of(path)
+    if numbered is not None:
+        path, _ = numbered
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
     name = path.name.lower()

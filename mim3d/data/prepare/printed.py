@@ -26,6 +26,7 @@ def plan_lines(
         f"{cohort.name or cohort.source}: {len(cohort.cases)} case(s), {labelled} with labels, "
         f"{mib:,.0f} MiB of images ({cohort.kind}; {channels})"
     )
+    yield from cohort.found
     grid = "each case's own spacing"
     if settings.spacing_mm is not None:
         grid = f"{_mm(settings.spacing_mm)} ({settings.interpolation})"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mim3d.data.body import Air, Modality, body_box, body_mask, find_air
 from mim3d.data.intensity import Normalisation, infer_modality, measure, ranged
+from mim3d.data.prepare.distances import SURFACE, signed_distances
 from mim3d.data.resample import (
     UNCHANGED,
     extent,
@@ -55,6 +56,8 @@ class VolumeRule:
         intensity_range: what becomes 0 and 1, whatever the modality; None measures.
         crop_to_body: cut away air around the body.
         body_margin_mm: air that stays.
+        distance_mm: shapes become signed distances up to this, which become 0 to 1; None leaves
+            intensities as they are.
     """
 
     modalities: tuple[Modality | None, ...] | None = None
@@ -65,6 +68,7 @@ class VolumeRule:
     crop_to_body: bool = True
     body_margin_mm: float = 5.0
     intensity_range: tuple[float, float] | None = None
+    distance_mm: float | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> VolumeRule:
@@ -98,12 +102,14 @@ def prepare_volume(
         VolumeError: the body is empty or constant, or resampling loses a class.
     """
     modalities = _modalities(volume, rule)
+    if rule.distance_mm is not None:
+        volume = signed_distances(volume, rule.distance_mm)
     measurable = volume.measurable()
-    airs = tuple(map(find_air, measurable, modalities))
+    airs = _airs(measurable, modalities, rule)
     body = body_mask(measurable, airs)
     share = float(body.mean())
     # A shape may be as thin as a vessel; a scan with so little body is none.
-    if share < LEAST_BODY and (rule.intensity_range is None or not share):
+    if share < LEAST_BODY and (_scale(rule) is None or not share):
         raise VolumeError(
             f"the body fills {share:.2%} of the volume, less than one voxel in a thousand",
             remedy="check the file, and the modality (`--prepare.modality`)",
@@ -168,15 +174,31 @@ def _modalities(volume: Volume, rule: VolumeRule) -> tuple[Modality, ...]:
     return tuple(word or infer_modality(channel) for word, channel in pairs)
 
 
+def _airs(
+    voxels: NDArray[Any], modalities: tuple[Modality, ...], rule: VolumeRule
+) -> tuple[Air, ...]:
+    if rule.distance_mm is not None:
+        return (SURFACE,) * len(modalities)
+    return tuple(map(find_air, voxels, modalities))
+
+
+def _scale(rule: VolumeRule) -> tuple[float, float] | None:
+    """What becomes 0 and 1 in every volume; None is measured in each."""
+    if rule.distance_mm is not None:
+        return (-rule.distance_mm, rule.distance_mm)
+    return rule.intensity_range
+
+
 def _measured(
     voxels: NDArray[Any], airs: tuple[Air, ...], modalities: tuple[Modality, ...], rule: VolumeRule
 ) -> tuple[Normalisation, ...]:
     measured = []
     for number, (channel, air, modality) in enumerate(zip(voxels, airs, modalities, strict=True)):
-        if rule.intensity_range is None:
+        scale = _scale(rule)
+        if scale is None:
             found = measure(channel, air, modality, rule.window_hu, rule.clip_percentiles)
         else:
-            found = ranged(channel, air, rule.intensity_range)
+            found = ranged(channel, air, scale)
         if found is None:
             which = f"channel {number} is" if len(voxels) > 1 else "it is"
             raise VolumeError(

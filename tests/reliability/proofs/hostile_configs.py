@@ -24,7 +24,7 @@ from mim3d.training.run import read_status
 from mim3d.workflows.convert import read_key_map
 from mim3d.workflows.doctor import doctor
 from mim3d.workflows.info import info
-from mim3d.workflows.loading import PREPARATION, classes_of, load_preparation
+from mim3d.workflows.run_record import PREPARATION, classes_of, load_preparation
 from tests.reliability.child import judged
 from tests.reliability.hostile_documents import CONFIGS, DOTTED, changed, document, text_of_json
 from tests.reliability.proof import Tally, proof

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from mim3d.cli.main import main
-from mim3d.config.sections import DecoderConfig, EncoderConfig, InferenceConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.data.prepare.volume import VolumeRule

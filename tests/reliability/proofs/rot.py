@@ -14,7 +14,7 @@ from mim3d.foundation.randomness import generator
 from mim3d.foundation.reporting import Silent
 from mim3d.training.checkpoints import Checkpoints, Saved, read_state, read_weights
 from mim3d.workflows.doctor import doctor
-from mim3d.workflows.loading import PREPARATION, load_preparation
+from mim3d.workflows.run_record import PREPARATION, load_preparation
 from tests.reliability.proof import Tally, proof
 from tests.reliability.small_store import make_store
 

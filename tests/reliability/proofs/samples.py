@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data.batch import BatchNeeds
 from mim3d.data.feed import Feed, make_feed
 from mim3d.data.store import Store

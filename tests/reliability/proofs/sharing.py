@@ -15,8 +15,8 @@ from mim3d.config.verbs import PreparationConfig, PrepareConfig
 from mim3d.data.prepare import prepare_store
 from mim3d.data.store import Store
 from mim3d.foundation.errors import UserError
+from mim3d.foundation.lock import FolderLock
 from mim3d.foundation.randomness import generator
-from mim3d.training.lock import FolderLock
 from mim3d.training.run import Run
 from tests.reliability.killing import Child, Death, Say, life
 from tests.reliability.proof import Tally, proof

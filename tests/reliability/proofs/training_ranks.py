@@ -14,7 +14,7 @@ from pathlib import Path
 from mim3d.foundation.errors import ProcessLost
 from mim3d.foundation.randomness import generator
 from mim3d.objectives.base import Moment, Task
-from mim3d.training.loop import Validator
+from mim3d.training.validation import Validator
 from tests.reliability.killing import Say, life
 from tests.reliability.proof import Tally, proof
 from tests.reliability.proofs.training_steps import PLACES, Fault

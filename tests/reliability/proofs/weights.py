@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.randomness import generator
 from mim3d.models.unetr import UNETR
