@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mim3d.config.inference import EvaluationConfig
 from mim3d.config.read import ReadConfig
-from mim3d.config.sections import EvaluationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import stem
 from mim3d.data.files import check_same_grid, read_label

@@ -154,18 +154,28 @@ def neighbour_dice(fit: ProbedTokens, test: ProbedTokens, neighbours: int) -> fl
         test: tokens of other subjects.
         neighbours: how many; all of `fit` where there are fewer.
     """
+    return share_dice(test.shares, neighbour_shares(fit, test.features, neighbours).argmax(dim=2))
+
+
+def neighbour_shares(fit: ProbedTokens, features: Tensor, neighbours: int) -> Tensor:
+    """Mean class shares of the nearest tokens of `fit`, `n c k` float32.
+
+    Args:
+        fit: tokens whose labels are known.
+        features: `n d`, of others.
+        neighbours: how many; all of `fit` where there are fewer.
+    """
     mean = fit.features.float().mean(dim=0)
     deviation = fit.features.float().std(dim=0, correction=0).clamp_min(SMALLEST_DEVIATION)
 
-    def directions(features: Tensor) -> Tensor:
-        return F.normalize((features.float() - mean) / deviation, dim=1)
+    def directions(some: Tensor) -> Tensor:
+        return F.normalize((some.float() - mean) / deviation, dim=1)
 
     known, k = directions(fit.features), min(neighbours, len(fit.features))
-    guesses = [
+    return torch.cat([
         fit.shares[(part @ known.T).topk(k, dim=1).indices].float().mean(dim=1)
-        for part in torch.split(directions(test.features), CHUNK)
-    ]
-    return share_dice(test.shares, torch.cat(guesses).argmax(dim=2))
+        for part in torch.split(directions(features), CHUNK)
+    ])  # fmt: skip
 
 
 def thresholds(shares: Tensor, guess: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mim3d.config.sections import EvaluationConfig
+from mim3d.config.inference import EvaluationConfig
 from mim3d.data.cohort.cases import listed
 from mim3d.evaluation.known import Known, read_known
 from mim3d.evaluation.predictions import Prediction, read_predictions

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mim3d.config.sections import EvaluationConfig
+from mim3d.config.inference import EvaluationConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.regions import SCHEMES
 from mim3d.evaluation.folders import class_table, evaluate_folder, label_files

@@ -10,7 +10,7 @@ import pytest
 from archives import write_archive
 from preparing import config_with
 
-from mim3d.config.sections import EvaluationConfig
+from mim3d.config.inference import EvaluationConfig
 from mim3d.data.prepare import prepare_store
 from mim3d.evaluation.known import read_known
 from mim3d.evaluation.predictions import Prediction, write_predictions

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, InferenceConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.volume import Origin, Volume
 from mim3d.inference.predict import predict_probabilities, predict_volume
 from mim3d.inference.segmenter import Segmenter

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, InferenceConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.volume import Volume
 from mim3d.foundation.errors import ConfigError, VolumeError
 from mim3d.inference.predict import predict_probabilities

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.volume import Volume
 from mim3d.foundation.errors import ConfigError, UserError
@@ -103,6 +103,34 @@ def test_a_volume_smaller_than_the_window_is_filled_up_and_says_so():
     assert crop.shape == (1, 1, 8, 4, 5)
     assert valid.sum() == 60
     assert torch.equal(crop[0, 0][valid[0]], torch.from_numpy(voxels).reshape(-1))
+
+
+@torch.no_grad()
+def test_a_network_that_drops_air_is_shown_patches_without_body_as_padding():
+    shown = []
+
+    def predictor(voxels: Tensor, spacing_mm: Tensor, valid: Tensor | None) -> Tensor:
+        shown.append((voxels, valid))
+        return voxels.sum(dim=(1, 2, 3, 4))[:, None]
+
+    voxels = _voxels((10, 8, 6))
+    body = np.zeros((10, 8, 6), np.bool_)
+    body[1, 1, 1] = body[9, 2, 5] = True
+    seen = Seen(torch.from_numpy(voxels), AFFINE, body=body)
+    config = InferenceConfig(flips=("x",))
+
+    mean_outputs(seen, predictor, config, (12, 8, 6), "cpu", patch=(4, 4, 3))
+
+    (_, plain), (mirrored, turned) = shown
+    # The volume lies in rows 1 to 10 of the window, so body in rows 2 and 10 of it, and of its
+    # mirror in rows 9 and 1; patches begin with the window.
+    expected = np.zeros((12, 8, 6), np.bool_)
+    expected[1:4, :4, :3] = expected[8:11, :4, 3:] = True
+    np.testing.assert_array_equal(plain[0].numpy(), expected)
+    expected = np.zeros((12, 8, 6), np.bool_)
+    expected[8:11, :4, :3] = expected[1:4, :4, 3:] = True
+    np.testing.assert_array_equal(turned[0].numpy(), expected)
+    assert torch.equal(mirrored, shown[0][0].flip(2))
 
 
 def test_outputs_become_probabilities_and_numbers_in_their_own_unit():

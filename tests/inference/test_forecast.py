@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.volume import Volume
 from mim3d.inference.forecast import LIBRARIES, Forecast, Load, Need

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from mim3d.data.classes import ClassTable
+from mim3d.data.label_tables import read_label_table
 from mim3d.data.regions import SCHEMES
 from mim3d.inference.label_files import write_label_files
 
@@ -55,3 +56,13 @@ def test_slicer_rows_have_six_columns_without_blanks_in_names(tmp_path: Path) ->
     assert rows[0] == ["0", "background", "0", "0", "0", "0"]
     assert rows[1] == ["3", "right_kidney", "230", "159", "0", "255"]
     assert [len(row) for row in rows] == [6, 6, 6]
+
+
+def test_a_name_of_several_lines_stays_one_row_in_every_file(tmp_path: Path) -> None:
+    """A line break in a name ended ITK-SNAP's row within it, and no label was read."""
+    classes = ClassTable.from_values((0, 1, 5), {1: "left\nlobe", 5: 'right\t"b"'})
+
+    _, itksnap, slicer = write_label_files(tmp_path, classes)
+
+    assert read_label_table(itksnap).names == {0: "background", 1: "left lobe", 5: "right 'b'"}
+    assert len(slicer.read_text().splitlines()) == 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.foundation.errors import ResourceError
 from mim3d.inference.relief import Relief
 from mim3d.inference.sliding_window import mirrored, slabs

@@ -10,7 +10,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.foundation.errors import ShapeError
 from mim3d.inference.sliding_window import mirrored, slabs, slide
 from mim3d.inference.windows import WindowCount, plan_sweep, window_starts, window_weights

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.inference.windows import (
     WindowCount,
