@@ -60,7 +60,8 @@ def choose_attention(device: torch.device, dtype: torch.dtype, tokens: int) -> I
         dtype: of queries, after autocast.
         tokens: length of the longer of the two sequences, prefix included.
     """
-    if device.type != "cpu":
+    # A program that is exported takes any number of tokens, on any device.
+    if device.type != "cpu" or torch.compiler.is_exporting():
         return ACCELERATOR
     if dtype == torch.bfloat16:
         return "plain" if tokens < BF16_CPU_PLAIN_BELOW else "per_head"

@@ -79,6 +79,7 @@ class Block(nn.Module):
         drop_path: probability of dropping a branch.
         attention_dropout: dropout of attention weights.
         layer_scale: initial LayerScale; none leaves it out.
+        norm_epsilon: what the LayerNorms add to a variance.
     """
 
     def __init__(
@@ -91,11 +92,12 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         attention_dropout: float = 0.0,
         layer_scale: float | None = None,
+        norm_epsilon: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, norm_epsilon)
         self.attention = Attention(width, heads, qkv_bias=qkv_bias, dropout=attention_dropout)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, norm_epsilon)
         self.mlp = Mlp(width, round(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
         self.scale1 = _scale(width, layer_scale)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mim3d.foundation.errors import ConfigError
-from mim3d.models.vit import HiddenStates, Spacing, VolumeViT
-from mim3d.tokens.masking import TokenSplit, count, split_tokens
-from mim3d.tokens.patches import CutCrop, cut_crop
-from mim3d.tokens.strategies import uniform
+from mim3d.models.encoder_input import Spacing
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.looks import kept_tokens, received, spread
+from mim3d.models.vit import VolumeViT
+from mim3d.tokens.masking import TokenSplit
+from mim3d.tokens.patches import cut_crop
 
 Pool = Literal["mean", "class_token"]
+KeepBy = Literal["chance", "attention"]
+Polarity = Literal["high", "low"]
 
 
 class VolumeHead(nn.Module):
@@ -61,6 +65,17 @@ def pooled(states: HiddenStates, pool: Pool) -> Tensor:
     return total / valid.sum(dim=1).clamp_min(1)
 
 
+class Looked(NamedTuple):
+    """What a network made of some volumes."""
+
+    outputs: Tensor
+    """`b k`."""
+    states: HiddenStates
+    """Of the tokens that it saw, with the attention of the last block where that was asked for."""
+    split: TokenSplit | None
+    """Which those are; None is all."""
+
+
 class VolumeClassifier(nn.Module):
     """Outputs for a whole volume; its weights are named `encoder.*` and `decoder.*`.
 
@@ -69,8 +84,14 @@ class VolumeClassifier(nn.Module):
         outputs: of the last map: classes, labels or numbers.
         pool: what stands for a volume.
         dropout: before the last map, 0 to below 1, in training alone.
+        drop_air: whether callers mark patches without body as padding (`without_air`), and padding
+            does not pass the encoder.
         keep: share of the valid tokens that the encoder sees, above 0 to 1, where it is given keys.
-        keep_at_test: whether it sees only so many out of training too: of every window the same.
+        keep_by: `chance` draws them evenly; `attention` by what the caller says they weigh, or out
+            of training by the attention of a first look at as many, drawn evenly.
+        keep_polarity: `attention`: whether tokens of high weight are seen, or left out.
+        keep_at_test: whether it sees only so many out of training too; `chance`: of every window
+            the same.
 
     Raises:
         ConfigError: a number that cannot be; or a class token is asked for and there is none.
@@ -83,7 +104,10 @@ class VolumeClassifier(nn.Module):
         *,
         pool: Pool = "mean",
         dropout: float = 0.0,
+        drop_air: bool = False,
         keep: float = 1.0,
+        keep_by: KeepBy = "chance",
+        keep_polarity: Polarity = "high",
         keep_at_test: bool = False,
     ) -> None:
         super().__init__()
@@ -98,7 +122,15 @@ class VolumeClassifier(nn.Module):
             raise _beyond("dropout", dropout, "0 to below 1")
         if not 0 < keep <= 1:
             raise _beyond("keep", keep, "above 0 to 1")
+        if keep_by == "attention" and keep == 1:
+            raise ConfigError(
+                "`classification.keep_by attention` chooses the tokens that are seen, and all are",
+                remedy="say how many, for example `--classification.keep 0.25`",
+                code="range",
+            )
+        self.drop_air = drop_air
         self.keep, self.keep_at_test = keep, keep_at_test
+        self.keep_by, self.keep_polarity = keep_by, keep_polarity
         self.encoder = encoder
         self.decoder = VolumeHead(encoder.width, outputs, pool=pool, dropout=dropout)
 
@@ -111,7 +143,21 @@ class VolumeClassifier(nn.Module):
         *,
         keys: Tensor | None = None,
     ) -> Tensor:
-        """Outputs `b k`.
+        """Outputs `b k`; takes what `look` takes, but for weights."""
+        return self.look(voxels, spacing_mm, valid, present, keys=keys).outputs
+
+    def look(
+        self,
+        voxels: Tensor,
+        spacing_mm: Spacing = None,
+        valid: Tensor | None = None,
+        present: Tensor | None = None,
+        *,
+        keys: Tensor | None = None,
+        weights: Tensor | None = None,
+        wants_attention: bool = False,
+    ) -> Looked:
+        """Outputs, and what they were made of.
 
         Args:
             voxels: `b c x y z`, normalised, any size.
@@ -120,33 +166,42 @@ class VolumeClassifier(nn.Module):
             present: `b c` bool, which contrasts are there; none is all (`VolumeViT.placed`).
             keys: `b` int64, by which the tokens that are seen are drawn; none sees all of them but
                 for `keep_at_test`.
+            weights: `b n`, what tokens weigh in that draw; none draws evenly.
+            wants_attention: whether the states hold the attention of the last block.
         """
-        if keys is None and self.keep_at_test and not self.training:
+        voxels, shown = self.encoder.placed(voxels, present)
+        at_test = keys is None and self.keep_at_test and not self.training
+        if at_test:
             # One key for all: an answer must not depend on what passes beside it.
             keys = torch.zeros(len(voxels), dtype=torch.int64, device=voxels.device)
-        voxels, shown = self.encoder.placed(voxels, present)
-        cut, split = None, None
-        if keys is not None and self.keep < 1:
+        keep = 1.0 if keys is None else self.keep
+        cut = None
+        if keep < 1 or (self.drop_air and valid is not None):
             cut = cut_crop(voxels, valid, self.encoder.patch)
-            split = kept_tokens(cut, keys, self.keep)
-        states = self.encoder(voxels, spacing_mm, valid=valid, split=split, cut=cut, shown=shown)
-        outputs: Tensor = self.decoder(states)
-        return outputs
 
+        def seen(split: TokenSplit | None, *, wants_attention: bool) -> HiddenStates:
+            states: HiddenStates = self.encoder(
+                voxels,
+                spacing_mm,
+                valid=valid,
+                split=split,
+                cut=cut,
+                shown=shown,
+                attention_maps=(self.encoder.depth,) if wants_attention else (),
+            )
+            return states
 
-def kept_tokens(cut: CutCrop, keys: Tensor, keep: float) -> TokenSplit:
-    """A draw of the tokens that are seen: `keep` of the valid ones, and one at least; none masked.
-
-    Args:
-        cut: the crops.
-        keys: `b` int64.
-        keep: share, above 0 to 1.
-    """
-    grid, token_valid = cut.crop.grid, cut.crop.token_valid
-    batch = len(keys)
-    there = [grid.n] * batch if token_valid is None else token_valid.sum(dim=1).tolist()
-    dropped = [have - max(count(keep, have), min(have, 1)) for have in there]
-    return split_tokens(uniform(grid, keys, token_valid), 0, dropped, token_valid)
+        split = None
+        if cut is not None:
+            if keys is None:
+                keys = torch.zeros(len(voxels), dtype=torch.int64, device=voxels.device)
+            if at_test and self.keep_by == "attention":
+                first = kept_tokens(cut, keys, keep)
+                noticed = received(seen(first, wants_attention=True))
+                weights = spread(noticed, first.seen, cut.crop.grid)
+            split = kept_tokens(cut, keys, keep, weights, polarity=self.keep_polarity)
+        states = seen(split, wants_attention=wants_attention)
+        return Looked(self.decoder(states), states, split)
 
 
 def _beyond(name: str, value: float, expected: str) -> ConfigError:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError, ShapeError, check_shape
 from mim3d.tokens.contrasts import check_different, spread
 
@@ -79,7 +79,8 @@ def place(
     if voxels.shape[1] != len(places):
         raise ShapeError(f"VolumeViT expects {len(places)} contrasts, got {voxels.shape[1]}")
     if present is None:
-        there = torch.ones((len(voxels), len(places)), dtype=torch.bool, device=voxels.device)
+        # Not `len(voxels)`: a program that is exported would be made for this batch alone.
+        there = torch.ones((voxels.shape[0], len(places)), dtype=torch.bool, device=voxels.device)
     else:
         there = present
         voxels = torch.where(there[:, :, None, None, None], voxels, voxels.new_zeros(()))

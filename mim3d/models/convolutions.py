@@ -23,7 +23,8 @@ def instance_norm(features: Tensor) -> Tensor:
     A map of a single voxel has no deviation; it is normalised over its channels instead, so that
     crops of one token do not lose what they carry.
     """
-    if features.shape[2:].numel() == 1:
+    # A program that is exported takes any grid but a single voxel.
+    if not torch.compiler.is_exporting() and features.shape[2:].numel() == 1:
         return F.group_norm(features, 1)
     return F.instance_norm(features)
 
@@ -72,7 +73,11 @@ class Conv3(nn.Conv3d):
 
     def forward(self, features: Tensor) -> Tensor:
         """`b c x y z` to the same grid, divided by the stride."""
-        if features.device.type == "cpu" and min(features.shape[2:]) < THINNEST_GRID:
+        if (
+            features.device.type == "cpu"
+            and not torch.compiler.is_exporting()
+            and min(features.shape[2:]) < THINNEST_GRID
+        ):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(features.float())
         return super().forward(features)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, Triple
+from mim3d.config.data import Triple
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.convolutions import (
     ConvBlock,
@@ -26,10 +27,11 @@ from mim3d.models.convolutions import (
     space_to_depth,
     upsample,
 )
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.hybrid import HybridDecoder
 from mim3d.models.levels import level_strides
 from mim3d.models.taps import Taps, cut_back, padded, tap_numbers
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.vit import VolumeViT
 
 LEVELS = 4
 """Levels of UNETR: three skips from taps and one from the raw voxels."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.config.sections import Triple
+from mim3d.config.data import Triple
 from mim3d.models.convolutions import depth_to_space
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.taps import cut_back
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.vit import VolumeViT
 
 CELLS = 2
 """Cells of a token along each axis that get logits of their own, where its patch has as many

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, Triple
+from mim3d.config.data import Triple
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.convolutions import (
     Conv3,
@@ -19,9 +20,10 @@ from mim3d.models.convolutions import (
     space_to_depth,
     upsample,
 )
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.levels import level_strides
 from mim3d.models.taps import Taps, cut_back, padded, tap_numbers
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.vit import VolumeViT
 
 
 class HybridDecoder(nn.Module):

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.config.sections import OptimConfig
+from mim3d.config.training import OptimConfig
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.attention import Attention
+from mim3d.models.blocks import DropPath
 
 MAPS: dict[str, tuple[tuple[str, int], ...]] = {
     "qkv": (("attention.qkv", 3),),
@@ -90,8 +92,9 @@ def _merged(weight: Tensor, down: Tensor, up: Tensor, scale: float, parts: int) 
 def adapt(encoder: nn.Module, optim: OptimConfig) -> None:
     """Leaves of an encoder that which `optim.adapt` says for learning, in place.
 
-    What `full` says changes nothing. With `frozen` nothing of it learns; with `lora` adapters in
-    its blocks do, drawn from torch's generator, which the caller seeds. Weights are loaded before:
+    What `full` says changes nothing. With `frozen` nothing of it learns, and nothing of it is
+    dropped in training: what a head learns to read are its features. With `lora` adapters in its
+    blocks learn, drawn from torch's generator, which the caller seeds. Weights are loaded before:
     afterwards the encoder has adapters beside them.
 
     Args:
@@ -104,6 +107,12 @@ def adapt(encoder: nn.Module, optim: OptimConfig) -> None:
     if optim.adapt == "full":
         return
     encoder.requires_grad_(False)
+    if optim.adapt == "frozen":
+        for module in encoder.modules():
+            if isinstance(module, DropPath):
+                module.rate = 0.0
+            elif isinstance(module, Attention):
+                module.dropout = 0.0
     if optim.adapt == "lora":
         check_low_rank(optim)
         for block in encoder.get_submodule("blocks").children():

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.attention import Context
 from mim3d.models.blocks import Block, initialise
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.patch_head import Answer, head_for
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.vit import VolumeViT
 from mim3d.tokens.grid import Triple
 from mim3d.tokens.masking import Picked, TokenSplit, joined
 from mim3d.tokens.packing import Packing

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from mim3d.config.sections import EncoderConfig, Triple
+from mim3d.config.data import Triple
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.tokens.grid import TokenGrid
 
@@ -75,6 +76,7 @@ def check_numbers(config: EncoderConfig) -> None:
         "default_spacing_mm": (all(0 < side < math.inf for side in spacing_mm), "above 0"),
         "wavelengths_mm": (0 < shortest < longest < math.inf, "above 0, the shortest first"),
         "mlp_ratio": (0 < config.mlp_ratio < math.inf, "above 0"),
+        "norm_epsilon": (0 < config.norm_epsilon < 1, "above 0 and below 1"),
         "registers": (config.registers >= 0, "0 or more"),
         "drop_path": (0 <= config.drop_path < 1, "0 to below 1"),
         "attention_dropout": (0 <= config.attention_dropout < 1, "0 to below 1"),

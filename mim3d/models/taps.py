@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import ConfigError
-from mim3d.models.vit import HiddenStates
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.tokens.grid import TokenGrid
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.models.decoders import SkipSegmenter, build_decoder
 from mim3d.models.direct import DirectPath
-from mim3d.models.vit import Crops, HiddenStates, Spacing, VolumeViT
+from mim3d.models.encoder_input import Crops, Spacing
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 
 
 class UNETR(nn.Module):
@@ -35,6 +38,21 @@ class UNETR(nn.Module):
         self.decoder = build_decoder(self.decoder_config, encoder, classes)
         if self.decoder_config.direct != "none":
             self.decoder.direct = DirectPath(encoder, classes)
+
+    @classmethod
+    def load(cls, path: str | Path, *, checkpoint: str = "last") -> UNETR:
+        """The whole segmenter of a run or a hub folder, in eval mode, on the CPU.
+
+        Args:
+            path: where it lies; nothing is looked up anywhere else.
+            checkpoint: which of a run's, `last` or `best`.
+
+        Raises:
+            WeightsError: there are no weights, or not those of a whole segmenter.
+        """
+        from mim3d.models.saved import load_unetr
+
+        return load_unetr(path, checkpoint)
 
     @property
     def direct(self) -> DirectPath | None:

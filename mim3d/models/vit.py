@@ -5,87 +5,31 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from mim3d.config.sections import EncoderConfig, Triple
+from mim3d.config.data import Triple
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError, ShapeError, check_shape
-from mim3d.models.attention import Attended
-from mim3d.models.blocks import Block, initialise
+from mim3d.models.blocks import initialise
 from mim3d.models.contrasts import Placed, known_contrasts, place
+from mim3d.models.encoder_input import Crops, Replacement, Spacing, spacing_of
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.patch_embedding import embed, make_embedding
 from mim3d.models.presets import check_numbers, size_of
+from mim3d.models.residual_stream import ResidualStream, make_blocks, run_blocks
 from mim3d.models.resize import resized_kernel
 from mim3d.models.stem import ConvStem
 from mim3d.tokens.contrasts import ContrastEmbedding, places_of
-from mim3d.tokens.embed import PatchEmbedding
 from mim3d.tokens.grid import TokenGrid, valid_box
 from mim3d.tokens.masking import TokenSplit
-from mim3d.tokens.packing import Packing, Segments
+from mim3d.tokens.packing import Packing
 from mim3d.tokens.patches import CutCrop, cut_crop
 from mim3d.tokens.positions import Positions, Rotation
-
-Spacing = Tensor | Sequence[float] | None
-
-
-@dataclass(frozen=True)
-class HiddenStates:
-    """What the encoder knows of a crop.
-
-    Args:
-        tokens: `b n d` after the final norm, patch tokens only; of the visible ones with a split.
-        taps: the residual stream after the blocks asked for, un-normalised, each `b n d`.
-        grid: how all tokens of the crop lie.
-        token_valid: `b n` bool, which of `tokens` are real; None where all are.
-        prefix: `b k d` after the final norm, class token first, then registers; None without.
-        coordinates: `b n 3` or `1 n 3`, where *all* tokens of the grid lie, in the unit of the
-            encoder's positions; decoders with positions of their own go by it.
-        attention: weights of the blocks asked for, each `b h (k n) (k n)`, prefix first.
-        has_class_token: whether the first of `prefix` is one.
-    """
-
-    tokens: Tensor
-    taps: tuple[Tensor, ...]
-    grid: TokenGrid
-    token_valid: Tensor | None
-    prefix: Tensor | None
-    coordinates: Tensor
-    attention: tuple[Tensor, ...] = ()
-    has_class_token: bool = False
-
-
-class Replacement(NamedTuple):
-    """Tokens that the encoder gets instead of embedded patches (SimMIM)."""
-
-    masked: Tensor
-    """`b n` bool, where; with a split `b v`, of its visible tokens."""
-    token: Tensor
-    """`d`, what."""
-
-
-class Crops(NamedTuple):
-    """Crops of one size and what is known of them: a group of a packed sequence."""
-
-    voxels: Tensor
-    """`b c x y z`, normalised, any size; padded inside to whole patches."""
-    spacing_mm: Spacing = None
-    """`b 3` or three numbers; none takes the config's default."""
-    valid: Tensor | None = None
-    """`b x y z` bool, False at padding; none is all valid. What stands in padding does not matter,
-    and positions are measured from the box of what is valid."""
-    split: TokenSplit | None = None
-    """Only its visible tokens are embedded and encoded."""
-    replaced: Replacement | None = None
-    """Tokens that are exchanged before positions are added."""
-    cut: CutCrop | None = None
-    """The same voxels as patches, where the caller has cut them already; of any size."""
-    shown: Tensor | None = None
-    """`b n c` or `b 1 c` bool, which contrasts of a token are looked at; voxels are as
-    `VolumeViT.placed` gives them then. None is all that are there."""
 
 
 class _Embedded(NamedTuple):
@@ -98,15 +42,6 @@ class _Embedded(NamedTuple):
     """`b n`, of the tokens without the prefix."""
     grid: TokenGrid
     coordinates: Tensor
-
-
-class _Stream(NamedTuple):
-    """The residual stream behind the blocks."""
-
-    tokens: Tensor
-    """`b (k n) d`, class token and registers first, as those of `taps`."""
-    taps: tuple[Tensor, ...]
-    attention: tuple[Tensor, ...] = ()
 
 
 class VolumeViT(nn.Module):
@@ -132,7 +67,7 @@ class VolumeViT(nn.Module):
         self._carried: tuple[int, ...] | None = None
         self.patch: Triple = config.patch
         self.width, self.depth, self.heads = size_of(config)
-        self.embedding = _embedding(config, self.channels, self.width)
+        self.embedding = make_embedding(config, self.channels, self.width)
         self.positions = Positions(
             config.positions,
             self.width,
@@ -142,8 +77,8 @@ class VolumeViT(nn.Module):
         )
         self.class_token = _tokens(1 if config.class_token else 0, self.width)
         self.registers = _tokens(config.registers, self.width)
-        self.blocks = nn.ModuleList(self._block(i) for i in range(self.depth))
-        self.norm = nn.LayerNorm(self.width)
+        self.blocks = make_blocks(config, self.width, self.depth, self.heads)
+        self.norm = nn.LayerNorm(self.width, config.norm_epsilon)
         initialise(self, config.initialisation)
         if isinstance(self.embedding, ContrastEmbedding):
             self.embedding.initialise(config.initialisation)
@@ -152,6 +87,21 @@ class VolumeViT(nn.Module):
     def preset(cls, name: str, **fields: object) -> VolumeViT:
         """An encoder by its preset's name; `fields` are those of `EncoderConfig`."""
         return cls(replace(EncoderConfig(), preset=name, **fields))  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | Path, *, checkpoint: str = "last") -> VolumeViT:
+        """The encoder of a run, a hub folder or a `.safetensors` file, in eval mode, on the CPU.
+
+        Args:
+            path: where it lies; nothing is looked up anywhere else.
+            checkpoint: which of a run's, `last` or `best`.
+
+        Raises:
+            WeightsError: there are no weights, or not those of a whole encoder.
+        """
+        from mim3d.models.saved import load_encoder
+
+        return load_encoder(path, checkpoint)
 
     def with_patch(self, patch: Triple) -> VolumeViT:
         """The same encoder for patches of another size; only the embedding is not shared.
@@ -236,7 +186,15 @@ class VolumeViT(nn.Module):
                 raise ShapeError(f"VolumeViT expects patches {patch}, got {cut.crop.grid.patch}")
         given = self._embedded(Crops(voxels, spacing_mm, valid, split, replaced, cut, shown))
         seen = self._with_prefix(given.token_valid)
-        stream = self._run(given.tokens, given.rotation, taps, attention_maps, valid=seen)
+        stream = run_blocks(
+            self.blocks,
+            given.tokens,
+            given.rotation,
+            taps,
+            attention_maps,
+            valid=seen,
+            checkpointing=self.config.checkpointing,
+        )
         return self._states(given, stream._replace(tokens=self.norm(stream.tokens)))
 
     def forward_packed(
@@ -265,12 +223,19 @@ class VolumeViT(nn.Module):
 
         tokens = packing.pack([group.tokens for group in groups])
         rotation = packing.pack_rotations([group.rotation for group in groups])
-        stream = self._run(tokens, rotation, taps, segments=packing.segments)
+        stream = run_blocks(
+            self.blocks,
+            tokens,
+            rotation,
+            taps,
+            segments=packing.segments,
+            checkpointing=self.config.checkpointing,
+        )
 
         last = packing.unpack(self.norm(stream.tokens))
         tapped = [packing.unpack(tap) for tap in stream.taps]
         return [
-            self._states(group, _Stream(last[i], tuple(tap[i] for tap in tapped)))
+            self._states(group, ResidualStream(last[i], tuple(tap[i] for tap in tapped)))
             for i, group in enumerate(groups)
         ]
 
@@ -324,23 +289,23 @@ class VolumeViT(nn.Module):
         # From voxels to tokens.
         box = None if valid is None else valid_box(valid)
         cut = cut or cut_crop(voxels, valid, self.patch)
-        crop, patches = cut
+        crop = cut.crop
         index = None if split is None else split.visible
-        if isinstance(self.embedding, ConvStem):
-            # A token that knows of its surroundings would know what is masked beside it.
-            is_masked = split is not None or replaced is not None
-            tokens = self.embedding(cut, index, is_masked=is_masked)
-        elif isinstance(self.embedding, ContrastEmbedding):
-            assert shown is not None  # `placed` says what is there
-            tokens = self.embedding(patches, shown, index, self._kernel(crop.grid.patch))
-        else:
-            tokens = self.embedding(patches, index, self._kernel(crop.grid.patch))
+        tokens = embed(
+            self.embedding,
+            cut,
+            index,
+            shown,
+            patch=self.patch,
+            channels=self.channels,
+            is_masked=split is not None or replaced is not None,
+        )
         if replaced is not None:
             masked = replaced.masked[..., None]
             tokens = torch.where(masked, replaced.token.to(tokens.dtype), tokens)
 
         # Where they lie.
-        spacing = self._spacing(spacing_mm, voxels)
+        spacing = spacing_of(spacing_mm, self.config.default_spacing_mm, voxels)
         coordinates = self.positions.coordinates(crop.grid, spacing, box, voxels.device)
         added = self.positions.added(coordinates, crop.grid, index)
         tokens = tokens if added is None else tokens + added
@@ -349,16 +314,11 @@ class VolumeViT(nn.Module):
         # The residual stream has the weights' precision, also under autocast.
         tokens = tokens.to(self.norm.weight.dtype)
         first = [part for part in (self.class_token, self.registers) if part is not None]
-        tokens = torch.cat([part.expand(len(tokens), -1, -1) for part in first] + [tokens], dim=1)
+        # Not `len`: a program that is exported would be made for this batch alone.
+        batch = tokens.shape[0]
+        tokens = torch.cat([part.expand(batch, -1, -1) for part in first] + [tokens], dim=1)
         token_valid = crop.token_valid if split is None else split.visible_valid
         return _Embedded(tokens, rotation, _unless_all(token_valid), crop.grid, coordinates)
-
-    def _kernel(self, patch: Triple) -> Tensor | None:
-        """The embedding's weight for patches of another size; None for those of its own."""
-        if patch == self.patch or isinstance(self.embedding, ConvStem):
-            return None
-        weight = self.embedding.projection.weight
-        return resized_kernel(weight, self.patch, patch, self.channels)
 
     def _with_prefix(self, token_valid: Tensor | None) -> Tensor | None:
         """Which of the sequence may be looked at, `b (k n)`: class token and registers always."""
@@ -367,32 +327,7 @@ class VolumeViT(nn.Module):
         always = token_valid.new_ones((len(token_valid), self.prefix))
         return torch.cat([always, token_valid], dim=1)
 
-    def _run(
-        self,
-        tokens: Tensor,
-        rotation: Rotation | None,
-        taps: Sequence[int],
-        attention_maps: Sequence[int] = (),
-        *,
-        valid: Tensor | None = None,
-        segments: Segments | None = None,
-    ) -> _Stream:
-        """Through the blocks: `b n d`, or `1 n d` in segments."""
-        streams: dict[int, Tensor] = {}
-        maps: dict[int, Tensor] = {}
-        for passed, block in enumerate(self.blocks, start=1):
-            wants_map = passed in attention_maps
-            state = self._through(block, tokens, rotation, valid, wants_map, None, segments)
-            tokens = state.tokens
-            if passed in taps:
-                streams[passed] = tokens
-            if state.attention is not None:
-                maps[passed] = state.attention
-        return _Stream(
-            tokens, tuple(streams[i] for i in taps), tuple(maps[i] for i in attention_maps)
-        )
-
-    def _states(self, given: _Embedded, stream: _Stream) -> HiddenStates:
+    def _states(self, given: _Embedded, stream: ResidualStream) -> HiddenStates:
         """What is handed out, the prefix apart."""
         k = self.prefix
         return HiddenStates(
@@ -406,53 +341,9 @@ class VolumeViT(nn.Module):
             has_class_token=self.class_token is not None,
         )
 
-    def _through(self, block: nn.Module, *given: object) -> Attended:
-        if self.config.checkpointing and torch.is_grad_enabled():
-            return Attended(*checkpoint(block, *given, use_reentrant=False))
-        return Attended(*block(*given))
-
-    def _block(self, i: int) -> Block:
-        config = self.config
-        return Block(
-            self.width,
-            self.heads,
-            mlp_ratio=config.mlp_ratio,
-            qkv_bias=config.qkv_bias,
-            drop_path=config.drop_path * i / max(1, self.depth - 1),
-            attention_dropout=config.attention_dropout,
-            layer_scale=config.layer_scale,
-        )
-
-    def _spacing(self, spacing_mm: Spacing, voxels: Tensor) -> Tensor | None:
-        given = self.config.default_spacing_mm if spacing_mm is None else spacing_mm
-        if given is None:
-            return None
-        # A tensor is not looked at: it may lie on a device.
-        if not isinstance(given, Tensor) and not torch.compiler.is_compiling():
-            sides = np.asarray(given, dtype=float)
-            if not (np.isfinite(sides).all() and (sides > 0).all()):
-                raise ShapeError(f"VolumeViT expects a spacing above 0, got {given}")
-        spacing = torch.as_tensor(given, dtype=torch.float32, device=voxels.device)
-        spacing = spacing[None] if spacing.ndim == 1 else spacing
-        if spacing.shape[0] not in (1, voxels.shape[0]) or spacing.shape[1:] != (3,):
-            raise ShapeError(f"VolumeViT expects spacing `b 3` or `3`, got {tuple(spacing.shape)}")
-        return spacing
-
     def _check_blocks(self, numbers: Sequence[int]) -> None:
         if any(not 1 <= number <= self.depth for number in numbers):
             raise ShapeError(f"taps lie between 1 and {self.depth}, got {tuple(numbers)}")
-
-
-def _embedding(
-    config: EncoderConfig, channels: int, width: int
-) -> PatchEmbedding | ContrastEmbedding | ConvStem:
-    if config.embedding == "per_contrast":
-        return ContrastEmbedding(channels, config.patch, width)
-    if config.stem == "convolutional":
-        return ConvStem(channels, config.patch, width, config.stem_width)
-    if config.stem == "patches":
-        return PatchEmbedding(channels, config.patch, width)
-    raise ConfigError(f"`encoder.stem {config.stem}` is not one of patches, convolutional")
 
 
 def _tokens(count: int, width: int) -> nn.Parameter | None:

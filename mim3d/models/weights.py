@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.config.tree import hints
 from mim3d.config.values import convert
 from mim3d.foundation.documents import DocumentError, parsed

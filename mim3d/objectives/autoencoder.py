@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.augment import normals
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
@@ -71,7 +71,7 @@ class Autoencoder(Masked):
     def predict(self, batch: CropBatch, question: Question) -> Tensor:
         """Patches of the crop that is meant, `b q p`, from the crop that is shown."""
         states = self.encoder(batch.voxels, batch.spacing_mm, valid=batch.valid, taps=self._taps)
-        patches: Tensor = self.head(gather(self._last(states), question.index))
+        patches: Tensor = self.head(gather(self.last(states), question.index))
         return patches
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import ClassificationConfig
+from mim3d.config.data import Triple
+from mim3d.config.objective import GuideConfig, PretextConfig
+from mim3d.config.task import ClassificationConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.classifier import VolumeClassifier
 from mim3d.objectives.base import Moment, Outcome, Task
+from mim3d.objectives.class_weights import class_weights, same_answer
+from mim3d.objectives.learnt_guide import AttentionGuide
+from mim3d.objectives.questions import is_air
+from mim3d.objectives.weight_maps import VolumeGrid
+from mim3d.tokens.patches import pad_to_patches, without_air
 
 ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
@@ -25,7 +32,9 @@ ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Classification(Task):
-    """A network of whole volumes and its loss. The `state_dict` is the network's.
+    """A network of whole volumes and its loss.
+
+    Stores `encoder.*` and `decoder.*` of the network, and `guide.*` where attention leads it.
 
     The loss of a crop is the mean over its targets; that of a batch the mean over its crops, so
     that it does not depend on how a batch is divided. Class weights multiply the terms of a class,
@@ -55,13 +64,25 @@ class Classification(Task):
         is_regression = all(one.classes is None for one in table)
         self.loss = checked_loss(config, is_regression=is_regression)
         self.needs = BatchNeeds(targets=tuple(one.target for one in table))
+        self.guide = attention_guide(network, config)
         for place, weights in enumerate(class_weights(config, table)):
+            same = same_answer(table[place], weights, config.label_smoothing)
             self.register_buffer(f"class_weights_{place}", weights, persistent=False)
+            self.register_buffer(f"same_answer_{place}", same, persistent=False)
 
     @property
     def network(self) -> VolumeClassifier:
         """The network, for prediction."""
         return self._network[0]
+
+    def remember(self, grids: Mapping[str, VolumeGrid]) -> None:
+        """Makes room for what is learnt of places in volumes; before training, once.
+
+        Args:
+            grids: of every case that crops can come from, by id.
+        """
+        if self.guide is not None:
+            self.guide.remember(self, grids)
 
     def train(self, mode: bool = True) -> Classification:
         """Sets the mode of the network too."""
@@ -71,6 +92,8 @@ class Classification(Task):
 
     def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
         """The loss of crops with targets; logs the accuracy, or the mean error in its own unit.
+
+        In training it also logs the loss that the best answer which is the same for all would have.
 
         Args:
             batch: crops; in training they are blended where the config says so.
@@ -91,17 +114,39 @@ class Classification(Task):
         loss = torch.stack(losses).mean()
         with torch.no_grad():
             logs = self._logs(outputs, truths)
+            if self.training:
+                logs["same_answer"] = self._of_same_answer(aims)
         return Outcome(loss, logs)
+
+    def after_update(self, moment: Moment) -> None:
+        """What the step told of places in volumes is taken in."""
+        if self.guide is not None:
+            self.guide.after_update(self, moment)
 
     def _outputs(self, batch: CropBatch, moment: Moment) -> tuple[Tensor, ...]:
         """Of each target, `b k`."""
-        keeps_some = self.training and self.network.keep < 1
-        keys = moment.keys(batch, "keep") if keeps_some else None
-        outputs: Tensor = self.network(
-            batch.voxels, batch.spacing_mm, batch.valid, batch.present, keys=keys
+        if self.network.drop_air:
+            batch = body_alone(batch, self.network.encoder.patch)
+        keys, weights, wants_attention = None, None, False
+        if self.training and self.network.keep < 1:
+            keys = moment.keys(batch, "keep")
+        if keys is not None and self.guide is not None:
+            crop = pad_to_patches(batch.voxels, batch.valid, self.network.encoder.patch)
+            weights = self.guide.weights(batch, crop, moment)
+            wants_attention = self.guide.wants_attention(moment)
+        looked = self.network.look(
+            batch.voxels,
+            batch.spacing_mm,
+            batch.valid,
+            batch.present,
+            keys=keys,
+            weights=weights,
+            wants_attention=wants_attention,
         )
+        if wants_attention and self.guide is not None and looked.split is not None:
+            self.guide.note_attention(batch, looked.split, looked.states, moment)
         widths = [one.outputs for one in self.table]
-        return tuple(torch.split(outputs.float(), widths, dim=1))
+        return tuple(torch.split(looked.outputs.float(), widths, dim=1))
 
     def _truths(self, batch: CropBatch) -> list[Tensor]:
         """Of each target, `b k`: shares of the classes, or the number in deviations (`b 1`)."""
@@ -115,25 +160,82 @@ class Classification(Task):
         asked = self.table[place]
         if asked.classes is None:
             return ERRORS[self.loss](outputs, aim)
+        return self._entropy(place, _log_probabilities(asked, outputs), aim)
+
+    def _entropy(self, place: int, log_probabilities: Tensor, aim: Tensor) -> Tensor:
         k, smoothing = aim.shape[1], self.config.label_smoothing
         aim = (1 - smoothing) * aim + smoothing / k
         weights = getattr(self, f"class_weights_{place}")
-        terms = weights * aim * _log_probabilities(asked, outputs)
+        terms = weights * aim * log_probabilities
         loss: Tensor = -terms.sum(dim=1).mean()
         return loss
 
+    def _of_same_answer(self, aims: Sequence[Tensor]) -> Tensor:
+        """The loss of answering the same whatever is seen."""
+        losses = []
+        for place, (asked, aim) in enumerate(zip(self.table, aims, strict=True)):
+            same = getattr(self, f"same_answer_{place}").expand_as(aim)
+            is_number = asked.classes is None
+            losses.append(
+                ERRORS[self.loss](same, aim) if is_number else self._entropy(place, same, aim)
+            )
+        return torch.stack(losses).mean()
+
     def _logs(self, outputs: Sequence[Tensor], truths: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Of the crops as they are without blending: the mean over the targets."""
+        """Of the crops as they are without blending: the mean over the targets.
+
+        The error of one number is in its own unit; of several, which have units of their own, in
+        deviations of the training cases.
+        """
         accuracies, errors = [], []
         for asked, answer, truth in zip(self.table, outputs, truths, strict=True):
             if asked.classes is None:
-                errors.append((answer - truth).abs().mean() * asked.deviation)
+                unit = asked.deviation if len(self.table) == 1 else 1.0
+                errors.append((answer - truth).abs().mean() * unit)
             else:
                 guess = _log_probabilities(asked, answer).argmax(dim=1)
                 accuracies.append((guess == truth.argmax(dim=1)).float().mean())
         if accuracies:
             return {"accuracy": torch.stack(accuracies).mean()}
         return {"error": torch.stack(errors).mean()}
+
+
+def attention_guide(
+    network: VolumeClassifier, config: ClassificationConfig
+) -> AttentionGuide | None:
+    """What leads the draw of the tokens that training sees; None where chance does.
+
+    Raises:
+        ConfigError: crops are blended, so that they are of no one case.
+    """
+    if config.keep_by == "chance":
+        return None
+    if config.mixup > 0:
+        raise ConfigError(
+            "`classification.keep_by attention` goes by a map of each case, and "
+            "`classification.mixup` blends cases",
+            remedy="leave one of them out",
+            code="keep",
+        )
+    # MSMAE's masking of pre-training, of which nothing but the guide is read here.
+    masking = PretextConfig(guide=GuideConfig(by="attention"))
+    return AttentionGuide(network.encoder, masking)
+
+
+def body_alone(batch: CropBatch, patch: Triple) -> CropBatch:
+    """The crops with patches that hold no body as padding.
+
+    Raises:
+        UserError: it is not known what is air.
+    """
+    if batch.air is None:
+        raise UserError(
+            "`classification.drop_air` is on and the store does not know what is air in some case",
+            remedy="leave it out, or prepare the cohort again",
+            code="no-air",
+        )
+    body = ~is_air(batch.voxels, batch.air)
+    return replace(batch, valid=without_air(batch.valid, body, patch))
 
 
 def checked_loss(config: ClassificationConfig, *, is_regression: bool) -> str:
@@ -163,47 +265,18 @@ def checked_loss(config: ClassificationConfig, *, is_regression: bool) -> str:
             f"`classification.label_smoothing` is {config.label_smoothing}, expected 0 to below 1",
             code="range",
         )
+    if config.mixup > 0 and config.drop_air:
+        raise ConfigError(
+            "`classification.mixup` blends crops, and where two lie on each other "
+            "`classification.drop_air` cannot tell air",
+            remedy="leave one of them out",
+            code="mixup-air",
+        )
     if config.mixup < 0:
         raise ConfigError(
             f"`classification.mixup` is {config.mixup}, expected 0 or more", code="range"
         )
     return loss
-
-
-def class_weights(config: ClassificationConfig, table: Sequence[AskedTarget]) -> list[Tensor]:
-    """The weight of each class of each target, `k` float32; of a number one that is not used.
-
-    `balanced` is `n / (k n_c)` for `n_c` of `n` training cases with class c (King and Zeng 2001).
-
-    Raises:
-        ConfigError: not one number above 0 for each class.
-        UserError: a class has no training case to be balanced by.
-    """
-    return [_weights(config, one) for one in table]
-
-
-def _weights(config: ClassificationConfig, asked: AskedTarget) -> Tensor:
-    k, said = len(asked.classes or (0.0,)), config.class_weights
-    if asked.classes is None or said == "none":
-        return torch.ones(k)
-    if said == "balanced":
-        if not all(asked.counts):
-            empty = asked.classes[asked.counts.index(0)]
-            raise UserError(
-                f"class {empty:g} of the target `{asked.name}` has no training case, so that no "
-                "weight balances it",
-                remedy="train on more subjects, or leave `classification.class_weights` out",
-                code="no-class",
-            )
-        return torch.tensor([sum(asked.counts) / (k * count) for count in asked.counts])
-    if len(said) != k or not all(weight > 0 for weight in said):
-        raise ConfigError(
-            f"`classification.class_weights` is {', '.join(map(str, said))}; the target "
-            f"`{asked.name}` needs one number above 0 for each of its {k} classes",
-            remedy="give them in the order of the classes, or take `balanced`",
-            code="class-weights",
-        )
-    return torch.tensor(said)
 
 
 def own_shares(batch: CropBatch, moment: Moment, alpha: float) -> Tensor:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mim3d.config.sections import EncoderConfig, PretextConfig, Triple
+from mim3d.config.data import Triple
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.objectives.base import Moment
 from mim3d.objectives.masks import ratio_range

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mim3d.data.batch import CropBatch
-from mim3d.models.vit import HiddenStates
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.objectives.base import Moment
 from mim3d.objectives.questions import Question
 from mim3d.objectives.weight_maps import VolumeGrid
+from mim3d.tokens.masking import TokenSplit
 from mim3d.tokens.patches import PaddedCrop
 
 
@@ -38,7 +39,7 @@ class Guide(nn.Module):
         return False
 
     def note_attention(
-        self, batch: CropBatch, question: Question, states: HiddenStates, moment: Moment
+        self, batch: CropBatch, split: TokenSplit, states: HiddenStates, moment: Moment
     ) -> None:
         """Told, where it wants attention, what the encoder made of what it saw."""
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import GuideConfig, PretextConfig
-from mim3d.data.batch import IGNORE_INDEX, CropBatch
+from mim3d.config.objective import GuideConfig, PretextConfig
+from mim3d.data.batch import CropBatch
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
@@ -41,7 +42,7 @@ class BodyGuide(Guide):
                 remedy="leave `objective.guide.by` out, or prepare the cohort again",
                 code="no-air",
             )
-        return _share(~is_air(crop, batch.air), crop)
+        return _share(~is_air(crop.voxels, batch.air), crop)
 
 
 class LabelGuide(Guide):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
-from mim3d.models.vit import HiddenStates
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.objectives.gathering import gathered
 
 Norm = Literal["batch", "layer"]

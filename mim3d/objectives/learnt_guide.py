@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError, UserError
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.looks import FLOOR, received
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.guide import Guide
 from mim3d.objectives.questions import Question
 from mim3d.objectives.targets import voxel_error
 from mim3d.objectives.teacher import Teacher, momentum_at
 from mim3d.objectives.weight_maps import VolumeGrid, WeightMaps
-from mim3d.tokens.masking import is_masked
+from mim3d.tokens.masking import TokenSplit, is_masked
 from mim3d.tokens.patches import PaddedCrop
 
 LEARNT = ("attention", "loss")
 """What `objective.guide.by` calls them: they must be told of the cases."""
-FLOOR = 1e-4
-"""Least weight of a token, as a share of the mean: a weight of 0 would never be masked again."""
 
 
 class LearntGuide(Guide):
@@ -109,17 +109,17 @@ class AttentionGuide(LearntGuide):
 
     @torch.no_grad()
     def note_attention(
-        self, batch: CropBatch, question: Question, states: HiddenStates, moment: Moment
+        self, batch: CropBatch, split: TokenSplit, states: HiddenStates, moment: Moment
     ) -> None:
         """Notes it for the visible tokens, for only these show anything.
 
         Args:
             batch: the crops.
-            question: with their split.
+            split: of their tokens.
             states: with the attention of the last block alone.
             moment: of the step.
         """
-        split, seen = question.split, received(states, self.config.queries)
+        seen = received(states, self.config.queries)
         if self._is_in_place:
             seen = seen.gather(1, split.visible)
         seen = seen[:, : split.visible.shape[1]]  # mask tokens stand behind, if anywhere
@@ -185,31 +185,6 @@ class LossGuide(LearntGuide):
         super().after_update(task, moment)
         if self.teacher is not None:
             follow(self.teacher, task, moment)
-
-
-def received(states: HiddenStates, queries: str | None) -> Tensor:
-    """The attention that each patch token gets from the class token or from all patch tokens.
-
-    The mean over heads. Each head's row sums to 1, so heads count alike without the published
-    minimum and maximum, which divide by 0 where a head attends to all alike.
-
-    Args:
-        states: with the attention of one block, `b h (k n) (k n)`.
-        queries: `class_token` or `patches`; None is the class token where there is one.
-
-    Returns:
-        `b n`, float32.
-    """
-    (attention,) = states.attention
-    rows = attention.float().mean(dim=1)
-    prefix = 0 if states.prefix is None else states.prefix.shape[1]
-    if queries == "class_token" or (queries is None and states.has_class_token):
-        return rows[:, 0, prefix:]
-    rows = rows[:, prefix:, prefix:]
-    if states.token_valid is None:
-        return rows.mean(dim=1)
-    asking = states.token_valid[..., None].to(rows.dtype)
-    return (rows * asking).sum(dim=1) / asking.sum(dim=1).clamp_min(1)
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.data.batch import IGNORE_INDEX, CropBatch
+from mim3d.data.batch import CropBatch
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.direct import DirectPath
 from mim3d.models.unetr import UNETR

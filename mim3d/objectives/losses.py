@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mim3d.data.batch import IGNORE_INDEX
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.foundation.errors import ShapeError, check_shape
 
 

@@ -1,4 +1,4 @@
-"""Masked image modelling: MAE and SimMIM, two ways to predict what the encoder did not see."""
+"""Masked image modelling: what MAE and SimMIM share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import BatchNeeds, CropBatch, CropBatches
-from mim3d.foundation.errors import ConfigError
-from mim3d.models.blocks import initialise
-from mim3d.models.mae_decoder import DECODERS, Asking
-from mim3d.models.patch_head import head_for
-from mim3d.models.vit import Crops, HiddenStates, Replacement, VolumeViT
+from mim3d.models.encoder_input import Crops
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrast_masks import (
     check_contrasts,
@@ -33,14 +31,13 @@ from mim3d.objectives.levels import (
 )
 from mim3d.objectives.masks import Masking, Masks
 from mim3d.objectives.panels import reconstruction
-from mim3d.objectives.questions import Question, ask
+from mim3d.objectives.questions import Question, ask, check_decoding
 from mim3d.objectives.supervision import supervision
 from mim3d.objectives.targets import make_target, voxel_error, weighted_mean
 from mim3d.objectives.weight_maps import VolumeGrid
 from mim3d.tokens.contrasts import Pairs, spread
-from mim3d.tokens.gather import gather
 from mim3d.tokens.grid import Triple
-from mim3d.tokens.masking import Picked, TokenSplit, is_masked, noise, sampled, unmasked
+from mim3d.tokens.masking import Picked, TokenSplit, is_masked, noise, sampled
 from mim3d.tokens.patches import cut_crop
 
 
@@ -57,7 +54,7 @@ class Masked(Task):
 
     def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
         super().__init__()
-        _check_decoding(config)
+        check_decoding(config)
         check_contrasts(encoder, config)
         check_patches(config, encoder.config)
         self.config = config
@@ -142,7 +139,7 @@ class Masked(Task):
         wants_attention = self.training and self.masks.wants_attention(moment)
         states = self.states(batch, question, wants_attention=wants_attention)
         if wants_attention:
-            self.masks.note_attention(batch, question, states, moment)
+            self.masks.note_attention(batch, question.split, states, moment)
         outcome = self.judged(self._read(states, question), question, batch, moment)
         return self._supervised(outcome, [states], [batch])
 
@@ -278,143 +275,13 @@ class Masked(Task):
             masked = question.pairs.masked.repeat_interleave(math.prod(crop.grid.patch), dim=-1)
         return reconstruction(crop, masked, index, voxels, batch.spacing_mm)
 
-    def _last(self, states: HiddenStates) -> Tensor:
+    def last(self, states: HiddenStates) -> Tensor:
+        """The states that answers are read from, `b n d`: behind the final norm, or before it."""
         return states.tokens if self.config.final_norm else states.taps[0]
 
     @property
     def _taps(self) -> tuple[int, ...]:
         return () if self.config.final_norm else (self.encoder.depth,)
-
-
-class MaskedAutoencoder(Masked):
-    """MAE: the encoder sees visible tokens only, a small transformer predicts masked ones.
-
-    Stores `encoder.*` and `decoder.*`.
-
-    Args:
-        encoder: what is to learn.
-        config: the pretext task; none is MAE's defaults.
-    """
-
-    needs = BatchNeeds(several_sizes=True)
-
-    def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
-        config = config or PretextConfig(name="mae")
-        super().__init__(encoder, config)
-        self.decoder = DECODERS[config.decoder](
-            encoder,
-            width=config.decoder_width,
-            depth=config.decoder_depth,
-            heads=config.decoder_heads,
-            answer=self.target.answer,
-        )
-
-    def given(self, batch: CropBatch, question: Question) -> Crops:
-        """The visible tokens alone."""
-        return Crops(
-            batch.voxels,
-            batch.spacing_mm,
-            batch.valid,
-            split=question.split,
-            cut=question.cut,
-            shown=question.shown,
-        )
-
-    def read(self, states: HiddenStates, question: Question) -> Tensor:
-        """Patches decoded from the visible tokens' states, `b q p`."""
-        patches: Tensor = self.decoder(states, self._last(states), question.split, question.index)
-        return patches
-
-    def read_packed(
-        self, states: Sequence[HiddenStates], questions: Sequence[Question]
-    ) -> list[Tensor]:
-        """What `read` gives for each group, decoded as one sequence; 0 where one is filled up."""
-        return self.decoder.forward_packed(
-            [
-                Asking(seen, self._last(seen), asked.split, Picked(asked.index, asked.real))
-                for seen, asked in zip(states, questions, strict=True)
-            ]
-        )
-
-
-class SimMIM(Masked):
-    """SimMIM (arXiv:2111.09886): mask tokens in the encoder, one linear map to voxels.
-
-    Stores `encoder.*`, `mask_token` and `head.*`.
-
-    Args:
-        encoder: what is to learn.
-        config: the pretext task; none is the defaults.
-    """
-
-    needs = BatchNeeds(several_sizes=True)
-
-    def __init__(self, encoder: VolumeViT, config: PretextConfig | None = None) -> None:
-        config = config or PretextConfig(name="simmim")
-        super().__init__(encoder, config)
-        width = encoder.width
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
-        self.head = head_for(width, self.target.answer, encoder.patch)
-        initialise(self.head, encoder.config.initialisation)
-
-    def given(self, batch: CropBatch, question: Question) -> Crops:
-        """All tokens, with mask tokens among them; or behind the visible where others leave."""
-        split, given = question.split, None
-        if self._drops:
-            given = unmasked(split)
-            visible = split.visible.shape[1]
-            hidden = torch.arange(given.visible.shape[1], device=split.visible.device) >= visible
-            hidden = hidden.expand(len(split.visible), -1)
-        else:
-            hidden = is_masked(split, question.cut.crop.grid.n)
-        return Crops(
-            batch.voxels,
-            batch.spacing_mm,
-            batch.valid,
-            split=given,
-            replaced=Replacement(hidden, self.mask_token),
-            cut=question.cut,
-            shown=question.shown,
-        )
-
-    def read(self, states: HiddenStates, question: Question) -> Tensor:
-        """Patches at `question.index`, `b q p`, from the states there."""
-        last = self._last(states)
-        if self._drops:
-            # As the tokens went in: those that are asked for are the last.
-            last = last[:, last.shape[1] - question.index.shape[1] :]
-        else:
-            last = gather(last, question.index)
-        patches: Tensor = self.head(last, question.cut.crop.grid.patch)
-        return patches
-
-    @property
-    def _drops(self) -> bool:
-        """Whether tokens other than padding take no part."""
-        return self.config.drop_air or self.config.drop_ratio > 0
-
-
-def _check_decoding(config: PretextConfig) -> None:
-    if config.drop_air and config.name not in ("mae", "simmim"):
-        raise ConfigError(
-            f"`objective.drop_air` is not for `objective.name {config.name}`",
-            remedy="use `objective.name mae` or `simmim`, or leave it out",
-            code="drop-air",
-        )
-    if not 0 < config.decode_fraction <= 1:
-        raise ConfigError(
-            f"`objective.decode_fraction` is {config.decode_fraction}, expected above 0 to 1",
-            code="bad-fraction",
-        )
-    is_linear = config.name in ("simmim", "smit")
-    if (is_linear or config.decoder == "full") and config.decode_fraction < 1:
-        name = f"`objective.name {config.name}`" if is_linear else "`objective.decoder full`"
-        raise ConfigError(
-            f"{name} predicts every masked token, `objective.decode_fraction` is "
-            f"{config.decode_fraction}",
-            remedy="use `--objective.decoder cross` with `objective.name mae`, or a fraction of 1",
-            code="bad-fraction",
-        )
 
 
 def _averaged(outcomes: Sequence[Outcome], weights: Sequence[Tensor]) -> Outcome:

@@ -9,10 +9,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.guides import check_guide, guide_of, guided_share
 from mim3d.objectives.questions import Question, tokens_with_body
@@ -157,11 +158,11 @@ class Masks(nn.Module):
         return self.guide is not None and self.guide.wants_attention(moment)
 
     def note_attention(
-        self, batch: CropBatch, question: Question, states: HiddenStates, moment: Moment
+        self, batch: CropBatch, split: TokenSplit, states: HiddenStates, moment: Moment
     ) -> None:
         """Tells the guide of it, as `Guide.note_attention`."""
         if self.guide is not None:
-            self.guide.note_attention(batch, question, states, moment)
+            self.guide.note_attention(batch, split, states, moment)
 
     def after_update(self, task: nn.Module, moment: Moment) -> None:
         """The guide follows the task."""

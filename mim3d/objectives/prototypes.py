@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.config.sections import TeacherConfig
+from mim3d.config.objective import TeacherConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.objectives.base import Moment
 from mim3d.objectives.gathering import world

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
-from mim3d.foundation.errors import UserError
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.objectives.contrast_masks import masked_share, masks_contrasts, of_voxels
 from mim3d.objectives.targets import Look, PatchTarget, Target
 from mim3d.tokens.contrasts import Pairs
@@ -116,13 +116,41 @@ def ask(
     if there is not None:
         inside = there if inside is None else inside & there
     if config.air_weight != 1 and batch.air is not None:
-        in_air = _at(is_air(crop, batch.air), crop.grid, index, channels)
+        in_air = _at(is_air(crop.voxels, batch.air), crop.grid, index, channels)
         factors.append(torch.where(in_air, config.air_weight, 1.0))
     weights = math.prod(factors[1:], start=factors[0]) if factors else None
 
     truth = target.of(Look(cut, index, inside, batch))
     weights = target.weigh(weights, crop.grid.patch)
     return Question(cut, split, index, real, truth, weights, pairs)
+
+
+def check_decoding(config: PretextConfig) -> None:
+    """Refuses settings of what is asked that a pretext task cannot follow.
+
+    Raises:
+        ConfigError: naming the setting, before the first step.
+    """
+    if config.drop_air and config.name not in ("mae", "simmim"):
+        raise ConfigError(
+            f"`objective.drop_air` is not for `objective.name {config.name}`",
+            remedy="use `objective.name mae` or `simmim`, or leave it out",
+            code="drop-air",
+        )
+    if not 0 < config.decode_fraction <= 1:
+        raise ConfigError(
+            f"`objective.decode_fraction` is {config.decode_fraction}, expected above 0 to 1",
+            code="bad-fraction",
+        )
+    is_linear = config.name in ("simmim", "smit")
+    if (is_linear or config.decoder == "full") and config.decode_fraction < 1:
+        name = f"`objective.name {config.name}`" if is_linear else "`objective.decoder full`"
+        raise ConfigError(
+            f"{name} predicts every masked token, `objective.decode_fraction` is "
+            f"{config.decode_fraction}",
+            remedy="use `--objective.decoder cross` with `objective.name mae`, or a fraction of 1",
+            code="bad-fraction",
+        )
 
 
 def tokens_with_body(crop: PaddedCrop, threshold: Tensor | None) -> Tensor:
@@ -143,7 +171,7 @@ def tokens_with_body(crop: PaddedCrop, threshold: Tensor | None) -> Tensor:
             remedy="leave `objective.drop_air` out, or prepare the cohort again",
             code="no-air",
         )
-    has_body = ~is_air(crop, threshold)
+    has_body = ~is_air(crop.voxels, threshold)
     if crop.valid is not None:
         has_body &= crop.valid
     kept = patchify(has_body[:, None], crop.grid.patch).any(dim=-1)
@@ -151,9 +179,9 @@ def tokens_with_body(crop: PaddedCrop, threshold: Tensor | None) -> Tensor:
     return torch.where(kept.sum(dim=1, keepdim=True) < 2, every, kept)
 
 
-def is_air(crop: PaddedCrop, threshold: Tensor) -> Tensor:
-    """Voxels all of whose channels lie below their thresholds, `b x y z` bool."""
-    return (crop.voxels < threshold[:, :, None, None, None]).all(dim=1)
+def is_air(voxels: Tensor, threshold: Tensor) -> Tensor:
+    """Which of `b c x y z` lie below the threshold `b c` in all channels, `b x y z` bool."""
+    return (voxels < threshold[:, :, None, None, None]).all(dim=1)
 
 
 def _at(voxels: Tensor, grid: TokenGrid, index: Tensor, channels: int) -> Tensor:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.config.sections import SegmentationConfig
-from mim3d.data.batch import IGNORE_INDEX, BatchNeeds, CropBatch, MicroBatch
+from mim3d.config.task import SegmentationConfig
+from mim3d.data.batch import BatchNeeds, CropBatch, MicroBatch
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.regions import RegionScheme
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.encoder_input import Crops
 from mim3d.models.unetr import UNETR
-from mim3d.models.vit import Crops
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrast_masks import check_dropout, left_out
 from mim3d.objectives.losses import (

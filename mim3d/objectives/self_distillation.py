@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrastive import projector_logs
 from mim3d.objectives.heads import pooled

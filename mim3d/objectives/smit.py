@@ -7,12 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome
-from mim3d.objectives.masked import SimMIM
 from mim3d.objectives.prototypes import (
     PrototypeHead,
     check_teacher,
@@ -23,6 +22,7 @@ from mim3d.objectives.prototypes import (
 )
 from mim3d.objectives.questions import Question
 from mim3d.objectives.self_distillation import Branch, asked_of, crossed, health
+from mim3d.objectives.simmim import SimMIM
 from mim3d.objectives.targets import weighted_mean
 from mim3d.objectives.teacher import Teacher
 from mim3d.objectives.views import split_views

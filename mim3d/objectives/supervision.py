@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim3d.config.sections import PretextConfig, SupervisedConfig
+from mim3d.config.objective import PretextConfig, SupervisedConfig
 from mim3d.data.batch import CropBatch, Target
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Outcome
 from mim3d.objectives.heads import pooled
 

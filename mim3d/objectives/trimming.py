@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import Triple
+from mim3d.config.data import Triple
 from mim3d.data.batch import CropBatch
 from mim3d.tokens.grid import valid_box
 

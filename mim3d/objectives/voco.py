@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import PretextConfig, Triple
+from mim3d.config.data import Triple
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT

@@ -79,6 +79,26 @@ class CutCrop(NamedTuple):
     """`b n p`."""
 
 
+def without_air(valid: Tensor | None, body: Tensor, patch: Triple) -> Tensor:
+    """The valid voxels of patches that hold body, `b x y z` bool: to a network the rest is padding.
+
+    A crop with fewer than two such patches keeps all of its valid voxels: something must be seen.
+
+    Args:
+        valid: `b x y z` bool; None is all valid.
+        body: `b x y z` bool, which voxels are body.
+        patch: voxels of a patch along x, y, z.
+    """
+    valid = torch.ones_like(body) if valid is None else valid
+    size, there = body.shape[1:], (body & valid)[:, None].to(torch.float32)
+    holds = F.max_pool3d(there, patch, patch, ceil_mode=True)[:, 0] > 0
+    enough = holds.flatten(1).sum(dim=1) >= 2
+    for axis, side in enumerate(patch, start=1):
+        holds = holds.repeat_interleave(side, dim=axis)
+    held = holds[:, : size[0], : size[1], : size[2]]
+    return valid & (held | ~enough[:, None, None, None])
+
+
 def cut_crop(voxels: Tensor, valid: Tensor | None, patch: Triple) -> CutCrop:
     """Crops as patches; arguments and errors as `pad_to_patches`'s."""
     crop = pad_to_patches(voxels, valid, patch)

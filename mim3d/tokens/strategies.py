@@ -142,8 +142,8 @@ def _along(axes: list[str]) -> _UnitOf:
 
 
 def _gumbel(chance: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    tiny = 2.0**-25  # half a step of the noise: both logarithms stay finite
-    gumbel = -(-(chance + tiny).log()).log()
+    # Half a step of the noise up from 0, and no rounding up to 1: both logarithms stay finite.
+    gumbel = -(-(chance + 2.0**-25).clamp_max(1 - 2.0**-24).log()).log()
     return weights.clamp_min(torch.finfo(weights.dtype).tiny).log() / temperature + gumbel
 
 

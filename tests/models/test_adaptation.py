@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import WeightsError
 from mim3d.models.adaptation import adapted_tensors, changed_channels, check_adaptable
 from mim3d.models.vit import VolumeViT

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError, ShapeError
-from mim3d.models.vit import Crops, VolumeViT
+from mim3d.models.encoder_input import Crops
+from mim3d.models.vit import VolumeViT
 from mim3d.tokens.grid import Triple
 from mim3d.tokens.masking import split_tokens
 from mim3d.tokens.patches import cut_crop

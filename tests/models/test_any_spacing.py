@@ -10,7 +10,8 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.any_spacing import AtPatch, patch_for
 from mim3d.models.unetr import UNETR

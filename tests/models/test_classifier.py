@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
-from mim3d.models.classifier import VolumeClassifier, kept_tokens
+from mim3d.models.classifier import VolumeClassifier
+from mim3d.models.looks import kept_tokens
 from mim3d.models.vit import VolumeViT
 from mim3d.tokens.patches import cut_crop
 
@@ -128,3 +129,20 @@ def test_a_slice_one_voxel_thick_is_a_volume():
 def test_numbers_that_cannot_be_are_refused(fields, what):
     with pytest.raises(ConfigError, match=what):
         _network(**fields)
+
+
+@torch.no_grad()
+def test_padding_does_not_pass_the_encoder_where_air_is_dropped() -> None:
+    """And what remains is answered as by a network that masks it."""
+    network, voxels = _network(drop_air=True), _voxels()
+    valid = torch.ones((2, *SIZE), dtype=torch.bool)
+    valid[0, 4:] = False
+    valid[1, :, 8:] = False
+
+    looked = network.look(voxels, valid=valid)
+
+    counts = cut_crop(voxels, valid, (4, 4, 2)).crop.token_valid.sum(dim=1)
+    assert looked.states.tokens.shape[1] == counts.max()
+    plain = _network()
+    plain.load_state_dict(network.state_dict())
+    assert torch.allclose(looked.outputs, plain(voxels, valid=valid), atol=1e-5)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import ConfigError, ShapeError
 from mim3d.models.adaptation import adapted_tensors
+from mim3d.models.encoder_input import Crops
 from mim3d.models.unetr import UNETR
-from mim3d.models.vit import Crops, VolumeViT
+from mim3d.models.vit import VolumeViT
 from mim3d.tokens.masking import split_tokens
 
 NAMES = ("T1", "T2", "FLAIR")

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.convolutions import depth_to_space
 from mim3d.models.decoders import DECODERS, build_decoder

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import EncoderConfig, OptimConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.training import OptimConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.low_rank import LowRankLinear, adapt, check_learns_whole, merged
 from mim3d.models.vit import VolumeViT
@@ -257,3 +258,19 @@ def test_pre_training_trains_the_whole_encoder(word: str) -> None:
 
     with pytest.raises(ConfigError, match=f"`optim.adapt {word}` is for fine-tuning"):
         check_learns_whole(OptimConfig(adapt=word))  # type: ignore[arg-type]
+
+
+def test_what_is_frozen_says_the_same_in_training_whatever_was_to_be_dropped() -> None:
+    network = adapted(OptimConfig(adapt="frozen"), drop_path=0.6, attention_dropout=0.6)
+
+    in_training = network.train()(crop()).tokens
+
+    assert torch.equal(in_training, network.eval()(crop()).tokens)
+
+
+def test_adapters_learn_under_drop_path_as_they_are_asked_to() -> None:
+    network = adapted(drop_path=0.6, moved=True)
+
+    in_training = network.train()(crop()).tokens
+
+    assert not torch.allclose(in_training, network.eval()(crop()).tokens)

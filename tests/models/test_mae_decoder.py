@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.mae_decoder import CrossDecoder, MaeDecoder, PatchDecoder
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.vit import VolumeViT
 from mim3d.tokens.masking import TokenSplit, joined, split_tokens
 from mim3d.tokens.positions import Rotation, rotate
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.models import packed_attention
 from mim3d.models.mae_decoder import DECODERS, Asking, PatchDecoder
 from mim3d.models.vit import VolumeViT

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ShapeError, UserError
 from mim3d.models import packed_attention
-from mim3d.models.vit import Crops, HiddenStates, Replacement, VolumeViT
+from mim3d.models.encoder_input import Crops, Replacement
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 from mim3d.tokens.masking import split_tokens
 
 SMALL = EncoderConfig(

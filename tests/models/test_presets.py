@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError, ShapeError
 from mim3d.models.presets import PRESETS, completed, size_of
 from mim3d.models.vit import VolumeViT

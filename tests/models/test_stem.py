@@ -18,10 +18,11 @@ from torch import Tensor
 from view_crops import ENCODER, batch, moment
 from view_crops import made as made_task
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.encoder_input import Crops, Replacement
 from mim3d.models.stem import ConvStem, Stage
-from mim3d.models.vit import Crops, Replacement, VolumeViT
+from mim3d.models.vit import VolumeViT
 from mim3d.models.weights import encoder_metadata, load_weights, save_weights, transfer_encoder
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.tokens.gather import gather

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.taps import Taps, cut_back, padded, tap_numbers
 from mim3d.models.vit import VolumeViT

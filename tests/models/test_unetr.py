@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.models.decoders import DECODERS
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT

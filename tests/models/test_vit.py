@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ShapeError, UserError
+from mim3d.models.encoder_input import Replacement
 from mim3d.models.presets import PRESETS
-from mim3d.models.vit import Replacement, VolumeViT
+from mim3d.models.vit import VolumeViT
 from mim3d.tokens.masking import split_tokens
 
 SMALL = EncoderConfig(

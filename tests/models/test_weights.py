@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import WeightsError
 from mim3d.models.vit import VolumeViT
 from mim3d.models.weights import (

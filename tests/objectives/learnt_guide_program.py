@@ -18,7 +18,7 @@ from loop_fakes import optim_config, training_config  # noqa: E402
 from placed_crops import ENCODER, batch  # noqa: E402
 from test_learnt_guide import task  # noqa: E402
 
-from mim3d.config.sections import GuideConfig, SupervisedConfig  # noqa: E402
+from mim3d.config.objective import GuideConfig, SupervisedConfig  # noqa: E402
 from mim3d.data.batch import CropBatch  # noqa: E402
 from mim3d.foundation.reporting import Silent  # noqa: E402
 from mim3d.training.loop import fit  # noqa: E402

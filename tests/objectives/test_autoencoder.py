@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.config.sections import EncoderConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize
 
-from mim3d.config.sections import ClassificationConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import ClassificationConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError, UserError
@@ -19,6 +22,7 @@ from mim3d.models.classifier import VolumeClassifier
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.classification import Classification, blended
+from mim3d.objectives.weight_maps import VolumeGrid
 
 GRADE = AskedTarget("grade", (1.0, 3.0, 7.0), counts=(6, 3, 1))
 SICK = AskedTarget("sick", (0.0, 1.0), counts=(8, 2), is_sigmoid=True)
@@ -50,7 +54,7 @@ def _batch(targets, count: int = 4) -> CropBatch:
         affine=torch.diag(torch.tensor([1.0, 1.2, 2.0, 1.0], dtype=torch.float64)).repeat(
             count, 1, 1
         ),
-        case_ids=tuple("abcd"[:count]),
+        case_ids=tuple("abcdefghij"[:count]),
         crop_ids=torch.arange(count) + 8,
         targets=torch.tensor(targets, dtype=torch.float32),
     )
@@ -245,6 +249,136 @@ def test_in_training_only_a_share_of_the_tokens_is_seen_and_it_is_drawn_anew():
     assert not torch.equal(first, later)
 
 
+@pytest.mark.parametrize("weights", ["none", "balanced", (1.0, 2.0, 5.0)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_no_other_answer_for_all_is_better_than_the_one_that_is_logged(weights, smoothing):
+    """10 crops as frequent as the training cases: SciPy finds no lower loss of a constant."""
+    config = ClassificationConfig(class_weights=weights, label_smoothing=smoothing)
+    task = _task([GRADE], config)
+    rows = [0] * 6 + [1] * 3 + [2]
+    batch = _batch([[float(row)] for row in rows], count=10)
+
+    logged = float(task.train()(batch, MOMENT).logs["same_answer"])
+
+    by_class = {"none": [1, 1, 1], "balanced": [10 / 18, 10 / 9, 10 / 3]}.get(weights, weights)
+
+    def loss(logits):
+        logs = _log_softmax(logits)
+        each = [
+            -by_class[c] * ((1 - smoothing) * (c == row) + smoothing / 3) * logs[c]
+            for row in rows
+            for c in range(3)
+        ]
+        return sum(each) / 10
+
+    assert logged == pytest.approx(minimize(loss, [0.0, 0.0, 0.0]).fun, rel=1e-4)
+
+
+def test_the_answer_for_all_of_numbers_is_the_mean_and_of_labels_their_share():
+    number, ages = _task([AGE], ClassificationConfig(loss="l1")), [31.0, 64.0, 40.0, 47.5]
+    label = _task([SICK], ClassificationConfig(loss="bce"))
+
+    of_ages = number.train()(_batch([[age] for age in ages]), MOMENT).logs["same_answer"]
+    of_labels = label.train()(_batch([[0.0], [0.0], [1.0], [0.0]]), MOMENT).logs["same_answer"]
+
+    assert float(of_ages) == pytest.approx(np.mean([9, 24, 0, 7.5]) / 8)  # 40 +- 8
+    assert float(of_labels) == pytest.approx(-(3 * math.log(0.8) + math.log(0.2)) / 4)
+    assert "same_answer" not in number.eval()(_batch([[age] for age in ages]), MOMENT).logs
+
+
+def _guided(polarity: str = "high", **fields) -> Classification:
+    config = ClassificationConfig(keep=0.25, keep_by="attention", keep_polarity=polarity, **fields)
+    task = _task([GRADE], config, keep=0.25, keep_by="attention", keep_polarity=polarity)
+    affine = np.diag([1.0, 1.2, 2.0, 1.0])
+    task.remember({name: VolumeGrid((11, 13, 7), affine) for name in "abcd"})
+    return task.train()
+
+
+def _seen(task: Classification, batch: CropBatch, moment: Moment) -> list[list[int]]:
+    splits = []
+    look = task.network.look
+
+    def noted(*given, **named):
+        looked = look(*given, **named)
+        splits.append(looked.split.visible.tolist())
+        return looked
+
+    task.network.look = noted
+    task(batch, moment)
+    del task.network.look
+    return splits[0]
+
+
+@pytest.mark.parametrize("polarity", ["high", "low"])
+def test_training_sees_the_places_that_attention_has_marked_or_leaves_them_out(polarity):
+    """Two hot tokens of case b, whose crop is mirrored along x."""
+    task, batch = _guided(polarity), _batch([[0.0], [2.0], [1.0], [0.0]])
+    mirrored = torch.diag(torch.tensor([-1.0, 1.2, 2.0, 1.0], dtype=torch.float64))
+    mirrored[0, 3] = 11  # voxel 11 - i of the volume, so that whole tokens fall on whole cells
+    batch.affine[1] = mirrored
+    weights = torch.full((3, 4, 4), 1e-3)
+    weights[2, 1, 3] = weights[2, 3, 0] = 1e3
+    task.guide.maps.fill("b", weights)
+
+    rows = [_seen(task, batch, Moment(step, 10, RandomStream(5, step)))[1] for step in range(6)]
+
+    hot = {1 * 4 + 3, 3 * 4 + 0}  # x = 2 of three cells is the first one from the other side
+    for row in rows:
+        assert len(row) == 12
+        assert hot <= set(row) if polarity == "high" else not hot & set(row)
+    assert len({tuple(row) for row in rows}) > 1
+
+
+def test_training_notes_the_attention_that_what_it_saw_got():
+    task, batch = _guided(), _batch([[0.0], [2.0], [1.0], [0.0]])
+    seen = _seen(task, batch, MOMENT)
+
+    task(batch, MOMENT)
+    task.after_update(MOMENT)
+
+    keys = MOMENT.keys(batch, "keep")
+    weights = torch.ones(4, 48)  # nothing is known yet
+    with torch.no_grad():
+        looked = task.network.look(
+            batch.voxels, batch.spacing_mm, keys=keys, weights=weights, wants_attention=True
+        )
+    (attention,) = looked.states.attention
+    for row, case in enumerate("abcd"):
+        assert looked.split.visible[row].tolist() == seen[row]
+        got = attention[row].mean(dim=0)[0, 1:]  # of the class token
+        found = task.guide.maps.map_of(case)
+        np.testing.assert_allclose(found.values.flatten()[seen[row]], got / got.mean(), rtol=1e-3)
+        assert found.known.sum() == 12
+
+
+def test_what_attention_has_marked_outlives_an_interruption_and_is_no_weight_of_the_network():
+    task, batch = _guided(), _batch([[0.0], [2.0], [1.0], [0.0]])
+    task(batch, MOMENT)
+    task.after_update(MOMENT)
+
+    other = _guided()
+    other.load_state_dict(task.state_dict())
+
+    assert torch.equal(other.guide.maps.evidence, task.guide.maps.evidence)
+    assert task.guide.maps.evidence.any()
+    assert set(task.weights()) == set(task.network.state_dict())
+
+
+def test_validation_neither_leaves_out_nor_notes():
+    task, batch = _guided().eval(), _batch([[0.0], [2.0], [1.0], [0.0]])
+
+    plain = _task([GRADE]).eval()(batch, MOMENT).loss
+    task.after_update(MOMENT)
+
+    assert torch.equal(task(batch, MOMENT).loss, plain)
+    assert not task.guide.maps.evidence.any()
+
+
+def test_a_map_of_one_case_leads_no_blend_of_two():
+    with pytest.raises(ConfigError, match="blends cases"):
+        _guided(mixup=0.2)
+
+
 def test_the_keys_of_its_weights_are_those_of_encoder_and_decoder():
     task = _task([GRADE])
 
@@ -274,3 +408,30 @@ def test_settings_that_do_not_go_together_are_refused(table, config, what):
 def test_a_class_without_a_training_case_cannot_be_balanced():
     with pytest.raises(UserError, match="class 7 of the target `grade` has no training case"):
         _task([replace(GRADE, counts=(4, 5, 0))], ClassificationConfig(class_weights="balanced"))
+
+
+@torch.no_grad()
+def test_where_air_is_dropped_patches_without_body_are_as_padding() -> None:
+    config = ClassificationConfig(drop_air=True)
+    batch = replace(_batch([[1.0], [3.0], [3.0], [7.0]]), air=torch.tensor([[1.5, 2.0]] * 4))
+    task = _task((GRADE,), config, drop_air=True).eval()
+
+    found = task(batch, MOMENT)
+
+    valid = torch.zeros((4, 11, 13, 7), dtype=torch.bool)
+    for row, x, y, z in itertools.product(range(4), (0, 4, 8), (0, 4, 8, 12), (0, 2, 4, 6)):
+        box = (slice(x, x + 4), slice(y, y + 4), slice(z, z + 2))
+        first, second = batch.voxels[row, 0][box], batch.voxels[row, 1][box]
+        valid[(row, *box)] = bool(((first >= 1.5) | (second >= 2.0)).any())
+    assert 0.2 < valid.float().mean() < 0.95
+    plain = _task((GRADE,)).eval()
+    plain.load_state_dict(task.state_dict())
+    expected = plain(replace(batch, valid=valid), MOMENT)
+    assert found.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
+
+
+def test_without_a_word_on_air_none_can_be_dropped() -> None:
+    task = _task((GRADE,), ClassificationConfig(drop_air=True), drop_air=True)
+
+    with pytest.raises(UserError, match="does not know what is air"):
+        task(_batch([[1.0], [3.0], [3.0], [7.0]]), MOMENT)

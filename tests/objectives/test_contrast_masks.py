@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, PretextConfig, SegmentationConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
 from mim3d.data.batch import CropBatch, CropBatches
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
@@ -17,10 +19,12 @@ from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.contrast_masks import check_contrasts, left_out
-from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM
+from mim3d.objectives.mae import MaskedAutoencoder
+from mim3d.objectives.masked import Masked
 from mim3d.objectives.questions import Question
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.objectives.segmentation import Segmentation
+from mim3d.objectives.simmim import SimMIM
 from mim3d.tokens.contrasts import ContrastEmbedding
 from mim3d.tokens.masking import count
 from mim3d.tokens.patches import patchify

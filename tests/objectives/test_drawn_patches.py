@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.config.reading import read_config
-from mim3d.config.sections import EncoderConfig, OptimConfig, PretextConfig, TrainingConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.batch import CropBatch, CropBatches
 from mim3d.foundation.errors import ConfigError, Interrupted

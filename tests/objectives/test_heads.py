@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.heads import BatchNorm, Predictor, Projector, pooled

@@ -17,12 +17,14 @@ from placed_crops import ENCODER, GRIDS, SIZE, SMALL, batch, moment
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, GuideConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import GuideConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.models.looks import received
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.learnt_guide import AttentionGuide, LossGuide, received
+from mim3d.objectives.learnt_guide import AttentionGuide, LossGuide
 from mim3d.objectives.masked import Masked
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.tokens.masking import is_masked

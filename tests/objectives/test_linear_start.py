@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, SegmentationConfig
-from mim3d.data.batch import IGNORE_INDEX, CropBatch
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
+from mim3d.data.batch import CropBatch
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.regions import SCHEMES
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.unetr import UNETR

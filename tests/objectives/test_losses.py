@@ -9,7 +9,7 @@ import torch
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from torch import Tensor
 
-from mim3d.data.batch import IGNORE_INDEX
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.foundation.errors import ShapeError
 from mim3d.objectives.losses import (
     DiceOptions,

@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, GuideConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import GuideConfig, PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM
+from mim3d.objectives.mae import MaskedAutoencoder
+from mim3d.objectives.masked import Masked
 from mim3d.objectives.masks import Masks, check_masks, ratio_at
 from mim3d.objectives.registry import PRETEXT_TASKS
+from mim3d.objectives.simmim import SimMIM
 from mim3d.tokens.masking import TokenSplit
 from mim3d.tokens.patches import pad_to_patches
 

@@ -10,15 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch, CropBatches
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import RandomStream
-from mim3d.models.vit import Replacement, VolumeViT
+from mim3d.models.encoder_input import Replacement
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.masked import Masked, SimMIM
+from mim3d.objectives.masked import Masked
 from mim3d.objectives.questions import Question
 from mim3d.objectives.registry import PRETEXT_TASKS
+from mim3d.objectives.simmim import SimMIM
 from mim3d.tokens.masking import TokenSplit
 from mim3d.tokens.patches import cut_crop
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, SegmentationConfig
-from mim3d.data.batch import IGNORE_INDEX, CropBatch, CropBatches
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
+from mim3d.data.batch import CropBatch, CropBatches
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.regions import SCHEMES
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models.decoders import DECODERS

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import TeacherConfig
+from mim3d.config.objective import TeacherConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.objectives.base import Moment

@@ -11,8 +11,10 @@ import torch
 from monai.losses import DiceCELoss, DiceLoss, TverskyLoss
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, SegmentationConfig
-from mim3d.data.batch import IGNORE_INDEX, CropBatch
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
+from mim3d.data.batch import CropBatch
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.regions import SCHEMES
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream

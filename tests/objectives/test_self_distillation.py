@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import ContrastConfig, EncoderConfig, PretextConfig, TeacherConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import ContrastConfig, PretextConfig, TeacherConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream

@@ -10,14 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import ContrastConfig, EncoderConfig, PretextConfig, TeacherConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import ContrastConfig, PretextConfig, TeacherConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
-from mim3d.models.vit import HiddenStates, Replacement, VolumeViT
+from mim3d.models.encoder_input import Replacement
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.masked import SimMIM
 from mim3d.objectives.prototypes import Centre
+from mim3d.objectives.simmim import SimMIM
 from mim3d.objectives.smit import SMIT
 from mim3d.objectives.views import split_views
 from mim3d.tokens.grid import TokenGrid

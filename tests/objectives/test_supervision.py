@@ -10,7 +10,7 @@ import torch
 from placed_crops import ENCODER, SMALL, batch, moment
 from scipy.special import logsumexp
 
-from mim3d.config.sections import PretextConfig, SupervisedConfig
+from mim3d.config.objective import PretextConfig, SupervisedConfig
 from mim3d.data.batch import CropBatch, CropBatches, Target
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT

@@ -15,10 +15,11 @@ import torch
 from positions import make_case, make_store
 from safetensors.torch import load_file
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data.augment import AugmentationPlan, apply, rotation
 from mim3d.data.batch import BatchNeeds, CropBatch
-from mim3d.data.crops import CropPlan, cut_crop
+from mim3d.data.crop_reading import cut_crop
+from mim3d.data.crops import CropPlan
 from mim3d.data.feed import make_feed
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.randomness import RandomStream

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from einops import rearrange
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from mim3d.foundation.errors import ShapeError
 from mim3d.tokens.grid import TokenGrid
-from mim3d.tokens.patches import pad_to_patches, patchify, unpatchify
+from mim3d.tokens.patches import pad_to_patches, patchify, unpatchify, without_air
 
 SIZE = (11, 13, 7)
 PATCH = (4, 4, 2)
@@ -101,3 +103,27 @@ def test_any_size_is_padded_by_less_than_a_patch(
     for padded, side, edge in zip(crop.voxels.shape[2:], size, patch, strict=True):
         assert padded % edge == 0
         assert 0 <= padded - side < edge
+
+
+@pytest.mark.parametrize("with_padding", [False, True])
+def test_patches_without_body_are_padding(with_padding: bool) -> None:
+    body = torch.rand((3, 11, 13, 7), generator=torch.Generator().manual_seed(1)) < 0.02
+    body[2] = False
+    body[2, 3, 3, 3] = True  # one patch with body: too few, all stay
+    valid = None
+    if with_padding:
+        valid = torch.ones_like(body)
+        valid[:, 9:] = False
+
+    found = without_air(valid, body, (4, 3, 2))
+
+    for row in range(3):
+        inside = torch.ones_like(body[row]) if valid is None else valid[row]
+        slow = torch.zeros_like(inside)
+        held = 0
+        for x, y, z in itertools.product(range(0, 11, 4), range(0, 13, 3), range(0, 7, 2)):
+            box = (slice(x, x + 4), slice(y, y + 3), slice(z, z + 2))
+            if (body[row] & inside)[box].any():
+                slow[box] = inside[box]
+                held += 1
+        assert torch.equal(found[row], slow if held >= 2 else inside)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mim3d.foundation.randomness import RandomStream
+from mim3d.tokens import strategies
 from mim3d.tokens.grid import TokenGrid
 from mim3d.tokens.masking import noise, split_tokens
 from mim3d.tokens.strategies import STRATEGIES, Strategy, blocks, slabs, tubes, uniform
@@ -226,6 +227,20 @@ def test_weights_of_0_or_huge_or_of_one_token_alone_give_finite_scores(
 
         assert scores.isfinite().all()
         assert all(len(set(row)) == GRID.n for row in split_tokens(scores, 0).visible.tolist())
+
+
+def test_the_highest_noise_there_is_makes_no_token_of_weight_0_certain(monkeypatch) -> None:
+    highest = 1 - 2.0**-24  # plus half a step of the noise it would round to 1
+    monkeypatch.setattr(
+        strategies, "noise", lambda keys, counters: torch.full((1, GRID.n), highest)
+    )
+    weights = torch.ones(1, GRID.n)
+    weights[0, 7] = 0
+
+    scores = uniform(GRID, keys(1), None, weights)
+
+    assert scores.isfinite().all()
+    assert scores[0].argmin() == 7
 
 
 @pytest.mark.parametrize("name", ["tube", "slab"])

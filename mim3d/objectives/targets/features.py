@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.patch_head import Answer
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.targets.base import Look, PatchTarget, Target, of_tokens
 from mim3d.objectives.teacher import Teacher

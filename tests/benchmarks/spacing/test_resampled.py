@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, InferenceConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import Case
 from mim3d.data.files import read_label, read_volume

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, PretextConfig, TargetsConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, TargetsConfig
 from mim3d.data.batch import CropBatch, CropBatches
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
