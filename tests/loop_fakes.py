@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import OptimConfig, TrainingConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import generator
 from mim3d.objectives.base import Moment, Outcome, Task

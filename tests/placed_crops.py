@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mim3d.config.sections import EncoderConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream, generator
 from mim3d.objectives.base import Moment

@@ -14,7 +14,7 @@ PROMISED = {
     "VolumeViT", "MaskedAutoencoder", "SimMIM", "UNETR", "predict_volume", "Volume", "Case",
     "CropBatch", "TokenGrid", "TokenSplit", "HiddenStates", "Moment", "Outcome", "UserError",
     "VolumeError", "ShapeError", "ReadWarning", "read_volume", "read_label", "write_label",
-    "Segmenter", "load_segmenter", "__version__",
+    "Segmenter", "Task", "load_segmenter", "open_store", "__version__",
 }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import ContrastConfig, EncoderConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import ContrastConfig, PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream, generator
 from mim3d.models.vit import VolumeViT

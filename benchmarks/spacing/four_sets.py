@@ -21,8 +21,9 @@ from typing import Any, Literal
 import four_sets_report as report
 import torch
 
-from mim3d.config.reading import read_config, to_mapping
+from mim3d.config.reading import read_config
 from mim3d.config.verbs import FinetuneConfig, PreparationConfig, PrepareConfig, PretrainConfig
+from mim3d.config.writing import to_mapping
 from mim3d.data.store import open_store
 from mim3d.foundation.reporting import PlainReporter
 from mim3d.workflows.finetune import finetune

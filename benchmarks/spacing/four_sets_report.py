@@ -21,7 +21,7 @@ from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.versions import versions
 from mim3d.training.run import read_status
-from mim3d.workflows.loading import INIT
+from mim3d.workflows.run_weights import INIT
 from mim3d.workflows.tasks.curve import read_curve
 from mim3d.workflows.throughput.machine import machine
 

@@ -27,14 +27,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mim3d.config.reading import read_config, to_mapping
-from mim3d.config.sections import InferenceConfig, Triple
+from mim3d.config.data import Triple
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.reading import read_config
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
+from mim3d.config.writing import to_mapping
 from mim3d.data.blur import blur
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort import read_cohort
 from mim3d.data.cohort.cases import Case
-from mim3d.data.crops import smoothing
+from mim3d.data.crop_warp import smoothing
 from mim3d.data.files import read_label, read_volume
 from mim3d.data.resample import (
     resample,
@@ -395,7 +397,7 @@ def segmenter_for(own: Segmenter, arm: Arm, trained_mm: Spacing, spacing_mm: Spa
 def resampled_case(case: Case, condition: Condition, classes: ClassTable) -> Resampled:
     """A case at a multiple of its spacing.
 
-    What becomes coarser is smoothed first, as voxels of that size are (`data.crops.smoothing`);
+    What becomes coarser is smoothed first, as voxels of that size are (`data.crop_warp.smoothing`);
     labels go by the library's rule for classes.
     """
     assert case.label is not None  # validation cases are labelled

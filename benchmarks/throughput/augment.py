@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from script import run
 from torch import Tensor
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data import augment
 from mim3d.data.batched import VolumeFacts, Volumes, cut_batch
 from mim3d.data.batched_intensity import change_intensities
-from mim3d.data.crops import CropPlan, SamplingPlan, cut_crop
+from mim3d.data.crop_reading import cut_crop
+from mim3d.data.crops import CropPlan
 from mim3d.data.numbers import draw_numbers
+from mim3d.data.sampling import SamplingPlan
 from mim3d.foundation.randomness import RandomStream
 from mim3d.workflows.throughput import monai
 from mim3d.workflows.throughput.inputs import SIDE, Triple, synthetic

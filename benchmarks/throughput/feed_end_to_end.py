@@ -25,13 +25,10 @@ import numpy as np
 import torch
 from script import RESULTS, parser_of, word_for
 
-from mim3d.config.sections import (
-    AugmentationConfig,
-    DataConfig,
-    EncoderConfig,
-    OptimConfig,
-    PretextConfig,
-)
+from mim3d.config.data import AugmentationConfig, DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.training import OptimConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.data.feed import Feed, make_feed
 from mim3d.data.intensity import Normalisation
@@ -39,7 +36,7 @@ from mim3d.data.store import FORMAT, PreparedCase, Store, write_case
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.versions import versions
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.training.optim import build_optimiser, trainable
 from mim3d.workflows.throughput.clock import elapsed
 from mim3d.workflows.throughput.inputs import SIDE, Triple, moment, synthetic

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from script import run
 
-from mim3d.config.sections import DecoderConfig, SegmentationConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.workflows.throughput import monai
 from mim3d.workflows.throughput.inputs import CLASSES, SIDE, batches

@@ -14,12 +14,12 @@ from gpu_frame import Bench, fresh, milliseconds
 from gpu_steps import QUARTER, masked_task, our_call
 from numpy.typing import NDArray
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data.batch import CropBatch
 from mim3d.data.batched import VolumeFacts, Volumes, cut_batch
 from mim3d.data.batched_intensity import change_intensities
-from mim3d.data.crops import SamplingPlan
 from mim3d.data.numbers import CropNumbers, draw_numbers
+from mim3d.data.sampling import SamplingPlan
 from mim3d.workflows.throughput.inputs import Triple, synthetic
 from mim3d.workflows.throughput.steps import our_step
 

@@ -12,11 +12,12 @@ from gpu_frame import Bench, fresh, growing, milliseconds, peak_gb
 from gpu_trace import parts_of
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, PretextConfig, SegmentationConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Task
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.workflows.throughput import monai
 from mim3d.workflows.throughput.ceilings import measure_ceilings

@@ -9,7 +9,8 @@ import torch
 from gpu_frame import Bench, fresh, peak_gb, release
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, InferenceConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.inference.sliding_window import slabs
 from mim3d.inference.windows import plan_sweep
 from mim3d.workflows.throughput import monai

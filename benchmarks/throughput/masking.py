@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from script import RESULTS, parser_of, word_for
 
-from mim3d.config.sections import EncoderConfig, GuideConfig, MaskShape, OptimConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import GuideConfig, MaskShape, PretextConfig
+from mim3d.config.training import OptimConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.versions import versions
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.objectives.masks import Masks
 from mim3d.tokens.masking import TokenSplit
 from mim3d.tokens.patches import pad_to_patches

@@ -25,8 +25,8 @@ from pretrain_step import masked_job
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.versions import versions
 from mim3d.workflows.throughput.machine import machine
-from mim3d.workflows.throughput.monai import Preset
 from mim3d.workflows.throughput.race import SHIPPED, seconds
+from mim3d.workflows.throughput.steps import Preset
 from mim3d.workflows.throughput.table import spread
 
 MASKED: dict[str, tuple[Preset, int, int, int]] = {

@@ -20,7 +20,9 @@ import torch
 from script import RESULTS, parser_of, word_for
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, OptimConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.training import OptimConfig
 from mim3d.data.batch import CropBatch, CropBatches
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.versions import versions

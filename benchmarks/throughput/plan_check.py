@@ -28,15 +28,12 @@ from typing import Any
 
 import torch
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.config.plan import FinetunePlanConfig, PlanConfig, PretrainPlanConfig
-from mim3d.config.sections import (
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    OptimConfig,
-    PretextConfig,
-    TrainingConfig,
-)
+from mim3d.config.task import DecoderConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.reporting import Silent
 from mim3d.foundation.versions import versions

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from script import run
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.workflows.throughput import monai
 from mim3d.workflows.throughput.inputs import SIDE, batches
 from mim3d.workflows.throughput.race import Job

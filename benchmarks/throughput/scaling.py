@@ -26,14 +26,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, OptimConfig, PretextConfig, TrainingConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.randomness import generator
 from mim3d.foundation.reporting import Silent
 from mim3d.foundation.versions import versions
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.training.fabric import processes
 from mim3d.training.loop import fit
 from mim3d.training.run import Run

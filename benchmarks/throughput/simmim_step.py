@@ -13,11 +13,11 @@ import torch
 from script import run
 from torch import Tensor, nn
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import SimMIM
 from mim3d.objectives.masks import resting_ratio
+from mim3d.objectives.simmim import SimMIM
 from mim3d.tokens.patches import patchify
 from mim3d.workflows.throughput import monai
 from mim3d.workflows.throughput.inputs import SIDE, batches, moment

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from script import run
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, InferenceConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.volume import Volume
 from mim3d.inference.predict import predict_volume
 from mim3d.inference.segmenter import Segmenter

@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mim3d.config.sections import DecoderConfig, InferenceConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.files import read_label, read_volume, write_label, write_volume
 from mim3d.data.phantom import PhantomRule, make_volume
 from mim3d.data.prepare.volume import VolumeRule

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mim3d.config.sections import DataConfig, InferenceConfig
-from mim3d.data.batch import IGNORE_INDEX
+from mim3d.config.data import DataConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.splits import validation_cases
 from mim3d.data.store import Store, open_store
 from mim3d.data.volume import Volume

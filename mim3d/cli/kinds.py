@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mim3d.cli.calls import Call
 from mim3d.cli.line import Line, read_line
-from mim3d.cli.verbs import Call, Verb
-from mim3d.config.reading import load, read_config
+from mim3d.cli.verb import Verb
+from mim3d.config.nodes import load
+from mim3d.config.reading import read_config
 from mim3d.config.shipped import shipped_names
 from mim3d.config.tree import hints
 from mim3d.foundation.errors import ConfigError

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mim3d.cli.verbs import ALIASES, Verb
+from mim3d.cli.aliases import ALIASES
+from mim3d.cli.verb import Verb
 from mim3d.config.tree import hints, is_section, nearest, settings, similar
 from mim3d.config.values import TRUTHS
 from mim3d.foundation.errors import ConfigError

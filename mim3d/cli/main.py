@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mim3d
+from mim3d.cli.calls import Call
 from mim3d.cli.line import Line, read_line
-from mim3d.cli.verbs import VERBS, Call, Verb
+from mim3d.cli.verb import Verb
+from mim3d.cli.verbs import VERBS
 from mim3d.config.tree import similar
 from mim3d.foundation.disk import OUTSIDE, disk_error
 from mim3d.foundation.errors import ConfigError, ExitCode, Interrupted, UserError
@@ -105,7 +107,7 @@ def _run_verb(name: str, verb: Verb, arguments: Sequence[str]) -> ExitCode:
         return ExitCode.DONE
     config, config_name, said = _config(verb, line)
     if "print_config" in line.switches:
-        from mim3d.config.reading import dump, to_mapping
+        from mim3d.config.writing import dump, to_mapping
 
         print(dump(to_mapping(config)), end="")
         return ExitCode.DONE

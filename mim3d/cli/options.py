@@ -8,10 +8,12 @@ from typing import Any
 
 import jsonargparse
 
+from mim3d.cli.aliases import ALIASES
 from mim3d.cli.line import Line
 from mim3d.cli.text import listed, wrapped
-from mim3d.cli.verbs import ALIASES, Verb
-from mim3d.config.reading import load, spelled_out, typed_text
+from mim3d.cli.verb import Verb
+from mim3d.config.nodes import load
+from mim3d.config.spelling import spelled_out, typed_text
 from mim3d.config.tree import hints, is_section, settings
 from mim3d.config.values import takes_tuple, words
 from mim3d.foundation.errors import ConfigError, ExitCode

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mim3d.config.sections import AugmentationConfig, Triple
+from mim3d.config.data import AugmentationConfig, Triple
 from mim3d.data.blur import blur
 from mim3d.data.crops import Crop
 from mim3d.foundation.errors import ConfigError

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mim3d.data.classes import IGNORE_INDEX as IGNORE_INDEX
-
 
 @dataclass(frozen=True)
 class Target:

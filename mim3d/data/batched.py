@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from mim3d.config.sections import Triple
-from mim3d.data.batch import IGNORE_INDEX, moved
+from mim3d.config.data import Triple
+from mim3d.data.batch import moved
 from mim3d.data.blur import blur, reach
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.numbers import CropNumbers
 
 CHUNK_VOXELS = {"cpu": 1 << 21, "cuda": 1 << 26}

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data import augment
-from mim3d.data.batch import IGNORE_INDEX, BatchNeeds, CropBatch
+from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.data.batched import Volumes
-from mim3d.data.crops import FIXED_STEP, Crop, CropPlan, SamplingPlan, cut_crop
+from mim3d.data.classes import IGNORE_INDEX
+from mim3d.data.crop_reading import cut_crop
+from mim3d.data.crops import Crop, CropPlan
+from mim3d.data.sampling import FIXED_STEP, SamplingPlan
 from mim3d.data.sources import CaseSource, Sources
 from mim3d.data.store import Store
 from mim3d.data.visits import Visit

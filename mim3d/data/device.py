@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import AugmentationConfig
-from mim3d.data.batch import IGNORE_INDEX, CropBatch
+from mim3d.config.data import AugmentationConfig
+from mim3d.data.batch import CropBatch
 from mim3d.data.batched import Volumes, cut_batch, to_device
 from mim3d.data.batched_intensity import change_intensities
-from mim3d.data.crops import SamplingPlan
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.cutting import LabelChanges
 from mim3d.data.numbers import CropNumbers, draw_numbers, numbers_bytes
+from mim3d.data.sampling import SamplingPlan
 from mim3d.data.sources import Sources
 from mim3d.data.visits import Visit
 

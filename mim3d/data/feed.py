@@ -15,15 +15,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data import augment
 from mim3d.data.batch import BatchNeeds, CropBatch, CropBatches, MicroBatch
 from mim3d.data.batched import Volumes
-from mim3d.data.crops import FIXED_STEP, SamplingPlan
 from mim3d.data.cutting import CropCutter, label_changes
 from mim3d.data.device import DeviceCutter
 from mim3d.data.residency import Residency, flat_memory, present_device
 from mim3d.data.room import fitting, free_bytes
+from mim3d.data.sampling import FIXED_STEP, SamplingPlan
 from mim3d.data.sources import Sources
 from mim3d.data.store import Store
 from mim3d.data.targets import TargetRows

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from mim3d.config.sections import Triple
+from mim3d.config.data import Triple
 
 Places = tuple[Tensor, Tensor, Tensor]
 """Volume coordinates along x, y, z, each of a shape that `x y z` follows from."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mim3d.config.sections import Triple
+from mim3d.config.data import Triple
 
 TRIES = 64
 """Places that are drawn at once; at least about one in six is near enough."""

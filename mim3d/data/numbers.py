@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import AugmentationConfig
+from mim3d.config.data import AugmentationConfig
 from mim3d.data import augment
-from mim3d.data.crops import FIXED_STEP, SamplingPlan, crop_to_volume, smoothing
+from mim3d.data.crop_warp import crop_to_volume, smoothing
+from mim3d.data.sampling import FIXED_STEP, SamplingPlan
 from mim3d.data.workers import ALIGNMENT
 from mim3d.foundation.randomness import RandomStream
 

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
 from mim3d.data.batched import VolumeFacts, Volumes
 from mim3d.data.intensity import Normalisation
 from mim3d.data.room import remedy

@@ -14,7 +14,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Literal
 
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
 from mim3d.data.store.entry import StoreEntry
 from mim3d.data.store.folder import Store
 from mim3d.foundation.errors import ConfigError, UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 
-from mim3d.config.sections import ClassificationConfig
+from mim3d.config.task import ClassificationConfig
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.asked_target import FEWEST_CLASSES, AskedTarget
 from mim3d.data.splits import training_cases
@@ -77,13 +77,18 @@ def planned_table(config: FinetuneConfig, store: Store) -> tuple[AskedTarget, ..
 def _number(store: Store, name: str, values: Sequence[float]) -> AskedTarget:
     deviation = pstdev(values)
     if not deviation > 0:
-        raise UserError(
-            f"the target `{name}` is {values[0]:g} in all {len(values)} training cases",
-            where=str(store.path),
-            remedy="there is nothing to learn; name another with `--classification.target`",
-            code="constant-target",
-        )
+        raise _constant(store, name, values)
     return AskedTarget(name, None, fmean(values), deviation)
+
+
+def _constant(store: Store, name: str, values: Sequence[float]) -> UserError:
+    return UserError(
+        f"the target `{name}` is {values[0]:g} in all {len(values)} training cases",
+        where=str(store.path),
+        remedy="there is nothing to learn; train on more subjects, or name another with "
+        "`--classification.target`",
+        code="constant-target",
+    )
 
 
 def _classes(
@@ -106,4 +111,6 @@ def _classes(
             code="target",
         )
     counts = tuple(values.count(value) for value in classes)
+    if sum(count > 0 for count in counts) < FEWEST_CLASSES:
+        raise _constant(store, name, values)
     return AskedTarget(name, classes, counts=counts, is_sigmoid=config.loss == "bce")

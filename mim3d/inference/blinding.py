@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mim3d.foundation.errors import UserError
-from mim3d.models.vit import HiddenStates
+from mim3d.models.hidden_states import HiddenStates
 
 
 @contextlib.contextmanager

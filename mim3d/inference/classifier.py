@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.volume import Volume, spacing_of
 from mim3d.foundation.errors import ConfigError, UserError
@@ -23,6 +23,8 @@ from mim3d.inference.sliding_window import (
     window_crops,
 )
 from mim3d.inference.windows import check_inference, in_parts, plan_sweep
+from mim3d.models.classifier import VolumeClassifier
+from mim3d.tokens.patches import without_air
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +93,26 @@ def classify(
     found = []
     for one in classifiers:
         one.model.check_channels(len(volume.voxels))
-        seen = seen_volume(volume, one.model, wants_body=config.skip_air)
+        patch = patch_of_body(one.model.network)
+        seen = seen_volume(volume, one.model, wants_body=config.skip_air or patch is not None)
         with predicting(one.model) as predictor:
             outputs = mean_outputs(
-                seen, predictor, config, config.window or one.model.window, one.model.device
+                seen,
+                predictor,
+                config,
+                config.window or one.model.window,
+                one.model.device,
+                patch=patch,
             )
         found.append(numbers(one.table, outputs[None]))
     return answers(first, [np.mean(parts, axis=0) for parts in zip(*found, strict=True)])[0]
+
+
+def patch_of_body(network: nn.Module) -> tuple[int, int, int] | None:
+    """The patch of a network that leaves those without body out; None of one that sees all."""
+    if isinstance(network, VolumeClassifier) and network.drop_air:
+        return network.encoder.patch
+    return None
 
 
 def meaning(table: Sequence[AskedTarget]) -> list[tuple[str, tuple[float, ...] | None]]:
@@ -111,6 +126,8 @@ def mean_outputs(
     config: InferenceConfig,
     window: tuple[int, int, int],
     device: torch.device | str,
+    *,
+    patch: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """The mean of the outputs, `k` float32, over windows and mirrors.
 
@@ -121,19 +138,28 @@ def mean_outputs(
         config: overlap, mirrors, windows a batch; its `window` is not read.
         window: voxels of a window; a smaller volume is filled up to it.
         device: where windows are predicted.
+        patch: of a network that leaves patches without body out; None is one that sees all.
     """
-    sweep = plan_sweep(seen.shape, window, config.overlap, seen.body)
+    sweep = plan_sweep(seen.shape, window, config.overlap, seen.body if config.skip_air else None)
     voxels, valid = filled_up(seen.voxels, sweep)
+    body = None
+    if patch is not None and seen.body is not None:
+        body, _ = filled_up(torch.from_numpy(seen.body), sweep)
     device = torch.device(device)
     spacing = torch.tensor(spacing_of(seen.affine), dtype=torch.float32, device=device)
     total: Tensor | None = None
     mirrors = list(mirror_combinations(config.flips))
     for starts in in_parts(sweep.starts, config.windows_per_batch):
         crops, known = window_crops(voxels, valid, sweep, starts, seen.as_seen, device)
+        holds = (
+            None if body is None else torch.stack([body[sweep.box(at)] for at in starts]).to(device)
+        )
         for axes in mirrors:
             turned = [-3 + "xyz".index(axis) for axis in axes]
             shown = crops.flip(turned)
             inside = None if known is None else known.flip(turned)
+            if holds is not None and patch is not None:
+                inside = without_air(inside, holds.flip(turned), patch)
             outputs = predictor(shown, spacing.expand(len(starts), 3), inside).float().sum(dim=0)
             total = outputs if total is None else total + outputs
     assert total is not None  # there is always one window

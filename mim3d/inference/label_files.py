@@ -58,7 +58,7 @@ def itksnap_text(classes: ClassTable) -> str:
     lines = []
     for value, name, (red, green, blue) in _rows(classes):
         shown = int(value != 0)
-        clean = name.replace('"', "'")
+        clean = " ".join(name.replace('"', "'").split())
         lines.append(
             f"{value:5d} {red:5d} {green:4d} {blue:4d} {shown:8d} {shown:2d} {shown:2d}"
             f'    "{clean}"'

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.data.volume import Volume, spacing_of
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.memory import is_out_of_memory

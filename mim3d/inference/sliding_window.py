@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import InferenceConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.foundation.errors import ShapeError, check_shape
 from mim3d.inference.relief import Relief
 from mim3d.inference.windows import (

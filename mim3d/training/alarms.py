@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import OptimConfig
+from mim3d.config.training import OptimConfig
 from mim3d.data.batch import CropBatch, MicroBatch
 from mim3d.foundation.errors import StoppedError
 from mim3d.training.checkpoints import weights_digest
@@ -216,11 +216,46 @@ class Guessing:
         )
 
 
+class SameAnswer:
+    """Says when a task of whole volumes is no better than one answer for all of them.
+
+    Args:
+        steps: updates of the run.
+        warmup_steps: before their end nothing is expected.
+    """
+
+    def __init__(self, steps: int, warmup_steps: int) -> None:
+        self.looks = looks(steps, warmup_steps, GUESS_LOOKS)
+        self._recent = _Recent("loss", "same_answer")
+
+    def note(self, logs: Mapping[str, Tensor], step: int) -> str | None:
+        """Takes the logs of one step; returns a sentence where one is due.
+
+        Args:
+            logs: `loss` and, if the task learns answers, `same_answer`.
+            step: updates made, this one included.
+        """
+        if "same_answer" not in logs:
+            return None
+        self._recent.add(logs)
+        if step not in self.looks:
+            return None
+        mean = self._recent.means()
+        if not is_guessing(mean["loss"], mean["same_answer"]):
+            return None
+        return (
+            f"this run has learnt nothing by step {step:,}: the loss {mean['loss']:.4g} is not "
+            f"{100 * GUESS_MARGIN:.0f} % below {mean['same_answer']:.4g}, that of one answer for "
+            "all volumes; do crops show what the target depends on (`data.crop_size`, "
+            "`data.placement`)? If so try another `optim.lr`, or `--init` from a pre-trained run"
+        )
+
+
 def is_guessing(loss: float, chance: float) -> bool:
     """Whether a loss is not clearly below that of guessing; not-a-number is not.
 
     Args:
-        loss: of a contrastive task, a mean over some steps.
+        loss: of a task, a mean over some steps.
         chance: of the same steps, that of guessing.
     """
     return not loss < (1 - GUESS_MARGIN) * chance

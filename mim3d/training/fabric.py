@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from mim3d.config.sections import TrainingConfig
+from mim3d.config.training import TrainingConfig
 from mim3d.foundation.errors import ConfigError, ProcessLost, ResourceError
 from mim3d.objectives.base import Task
 from mim3d.training import waiting

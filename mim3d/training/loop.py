@@ -9,13 +9,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import OptimConfig, TrainingConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.data.batch import MicroBatch
 from mim3d.foundation.errors import ConfigError, ProcessLost
 from mim3d.foundation.reporting import PlainReporter, Reporter, Silent
 from mim3d.objectives.base import Task
 from mim3d.training import fabric
-from mim3d.training.alarms import Guessing, MeanPredictor, NonFinite, PatchMeans, Standstill
+from mim3d.training.alarms import (
+    Guessing,
+    MeanPredictor,
+    NonFinite,
+    PatchMeans,
+    SameAnswer,
+    Standstill,
+)
 from mim3d.training.checkpoints import read_state, weights_digest
 from mim3d.training.logs import Means
 from mim3d.training.pace import timed
@@ -26,8 +33,6 @@ from mim3d.training.standing import FitResult, Position, Standing
 from mim3d.training.updates import OnPictures, Updates, moment_of
 from mim3d.training.validation import Validator
 from mim3d.training.waiting import WARM_UP_STEPS, stack
-
-__all__ = ["Feed", "FitResult", "Validator", "fit"]
 
 
 class Feed(Protocol):
@@ -156,7 +161,7 @@ class _Loop:
         )
         self.levels = [
             alarm(training.steps, config.warmup_steps)
-            for alarm in (MeanPredictor, PatchMeans, Guessing)
+            for alarm in (MeanPredictor, PatchMeans, Guessing, SameAnswer)
         ]
         stepper = self.updates.stepper
         self.pauses = Pauses(

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from mim3d.config.sections import OptimConfig
+from mim3d.config.training import OptimConfig
 
 _BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
 _WITHOUT_DECAY = re.compile(r"(^|\.)(positions?\.|(positions?|registers|[a-z_]*tokens?)$)")

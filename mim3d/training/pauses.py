@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from mim3d.config.sections import TrainingConfig
+from mim3d.config.training import TrainingConfig
 from mim3d.foundation.errors import Interrupted, ProcessLost
 from mim3d.foundation.reporting import Reporter
 from mim3d.models.low_rank import merged

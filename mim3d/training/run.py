@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mim3d.config.reading import dump, load
+from mim3d.config.nodes import load
 from mim3d.config.removed import is_dropped
-from mim3d.config.sections import TrainingConfig
+from mim3d.config.training import TrainingConfig
+from mim3d.config.writing import dump
 from mim3d.foundation.atomic import (
     TEMPORARY,
     make_folder,
@@ -25,11 +26,11 @@ from mim3d.foundation.atomic import (
 from mim3d.foundation.disk import check_there
 from mim3d.foundation.documents import read_object, write_sealed
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
+from mim3d.foundation.lock import NAME as LOCK
+from mim3d.foundation.lock import FolderLock
 from mim3d.foundation.versions import versions
 from mim3d.training import fabric
 from mim3d.training.checkpoints import Checkpoints
-from mim3d.training.lock import NAME as LOCK
-from mim3d.training.lock import FolderLock
 
 logger = logging.getLogger(__name__)
 

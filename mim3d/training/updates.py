@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import OptimConfig, TrainingConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.data.batch import MicroBatch
 from mim3d.foundation.randomness import RandomStream, philox
 from mim3d.objectives.base import Moment, Task

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from mim3d.config.sections import DataConfig, EncoderConfig
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.data.store import Store, open_store, open_stores
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import generator
 from mim3d.models.presets import completed
 from mim3d.tokens.contrasts import check_different, places_of
-from mim3d.training.loop import FitResult
-from mim3d.workflows.loading import RECORD_FORMAT
+from mim3d.training.standing import FitResult
+from mim3d.workflows.run_record import RECORD_FORMAT
 
 
 def store_of(data: DataConfig, *, several: bool = False) -> Store:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.store import Store
 from mim3d.foundation.errors import ConfigError
 from mim3d.objectives.supervision import check_supervised

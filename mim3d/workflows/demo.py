@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mim3d.config.reading import read_config
+from mim3d.config.report import ReportConfig, ReportSettings
 from mim3d.config.verbs import (
     DemoConfig,
     EvaluateConfig,
@@ -23,6 +24,7 @@ from mim3d.workflows.finetune import finetune
 from mim3d.workflows.predict import predict
 from mim3d.workflows.prepare import prepare
 from mim3d.workflows.pretrain import pretrain
+from mim3d.workflows.report.report import report
 from mim3d.workflows.result import Result
 
 DEFAULT_FOLDER = "mim3d-demo"
@@ -46,7 +48,7 @@ def demo(
         overwrite: start again where a demo already stands; else it is continued.
 
     Returns:
-        A table of both arms and the paths of the pictures.
+        A table of both arms and the paths of the pictures and of the report on all of it.
     """
     config = config or DemoConfig()
     reporter = reporter or PlainReporter()
@@ -95,12 +97,17 @@ def demo(
         results[arm] = read_results(table)
         # The chart of all cases, and the first case's overlay.
         pictures += [path for path in evaluated.files if path.suffix == ".png"][:2]
+    runs = [run, *(folder / "runs" / f"finetune-{arm}" for arm in ARMS)]
+    tables = [folder / f"results-{arm}.json" for arm in ARMS]
+    page = folder / "report.html"
+    settings = ReportConfig(ReportSettings(title="mim3d demo"))
+    report(list(map(str, [*runs, *tables])), out=str(page), config=settings, reporter=reporter)
     seconds = time.monotonic() - began
     return Result(
         text=f"{comparison(results)}\n\nthe whole path took {duration(seconds)}; one seed and a "
         "phantom prove nothing about real scans",
         facts={"seconds": seconds},
-        files=tuple(pictures),
+        files=(*pictures, page),
     )
 
 

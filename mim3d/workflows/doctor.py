@@ -28,7 +28,7 @@ def doctor(path: str | None = None, *, reporter: Reporter | None = None) -> Resu
     """Checks the machine, or verifies all checksums of a store or run.
 
     Args:
-        path: a store or run to verify; None checks the machine.
+        path: a store, run or hub folder to verify; None checks the machine.
         reporter: where progress goes.
 
     Returns:

@@ -58,7 +58,7 @@ def evaluate_file(
     files: list[Path] = []
     if path is not None:
         files += results.write(path)
-        files += [_chart(results, name, path) for name in results.classes]
+        files += [draw_target(results, name, path) for name in results.classes]
         check_written(files)
     return Result(text=target_table(results), facts=results.as_json(), files=tuple(files))
 
@@ -76,8 +76,14 @@ def _check_free(out: Path, *inputs: Path) -> None:
         )
 
 
-def _chart(results: TargetResults, target: str, out: Path) -> Path:
-    """The picture of a target, named after the results and, of several, after the target."""
+def draw_target(results: TargetResults, target: str, out: Path) -> Path:
+    """Draws confusions and curves of a target, or its numbers against the true ones.
+
+    Args:
+        results: scores of all targets.
+        target: which of them.
+        out: the picture is named after this file and, of several targets, after the target.
+    """
     ending = f"_{file_name(target)}.png" if len(results.classes) > 1 else ".png"
     path = out.with_name(out.stem + ending)
     if not results.classes[target]:

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from mim3d.config.reading import to_mapping
 from mim3d.config.verbs import FinetuneConfig
+from mim3d.config.writing import to_mapping
 from mim3d.data.feed import make_feed
 from mim3d.data.splits import inner_split, training_cases, validation_cases
 from mim3d.data.store import Store
@@ -15,8 +15,9 @@ from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.models.weights import encoder_metadata
 from mim3d.training.fabric import choose_device
-from mim3d.training.loop import FitResult, fit
+from mim3d.training.loop import fit
 from mim3d.training.run import Run
+from mim3d.training.standing import FitResult
 from mim3d.workflows.adapting import adapt_encoder, counts_told, parameter_counts
 from mim3d.workflows.assembly import (
     initialising,
@@ -26,9 +27,10 @@ from mim3d.workflows.assembly import (
     store_of,
 )
 from mim3d.workflows.initial import SCRATCH, encoder_for
-from mim3d.workflows.loading import INIT, initial_record, keep_preparation, start_from
 from mim3d.workflows.memory import training_need, within_memory
 from mim3d.workflows.result import Result
+from mim3d.workflows.run_record import keep_preparation
+from mim3d.workflows.run_weights import INIT, initial_record, start_from
 from mim3d.workflows.tasks.face import Training
 from mim3d.workflows.tasks.registry import TRAININGS
 

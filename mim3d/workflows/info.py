@@ -1,13 +1,15 @@
-"""`mim3d info`: what a run, a store or a results file is, in a dozen lines."""
+"""`mim3d info`: what a run, a store, a hub folder or a results file is, in a dozen lines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from mim3d.config.reading import differences, read_config, to_mapping
-from mim3d.config.sections import EncoderConfig, OptimConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.reading import read_config
+from mim3d.config.training import OptimConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
+from mim3d.config.writing import differences, to_mapping
 from mim3d.evaluation.results import read_results
 from mim3d.evaluation.table import table
 from mim3d.evaluation.target_table import target_table
@@ -15,15 +17,16 @@ from mim3d.evaluation.targets import holds_target_results, read_target_results
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter
-from mim3d.workflows.loading import load_preparation
 from mim3d.workflows.result import Result
+from mim3d.workflows.run_record import load_preparation
 
 
 def info(path: str, *, reporter: Reporter | None = None) -> Result:
     """Describes what mim3d made.
 
     Args:
-        path: a run folder, a store folder, or a `results.json`.
+        path: a run folder, a store folder, a folder of `export --format hub-folder`, or a
+            `results.json`.
         reporter: unused; every verb takes one.
 
     Raises:
@@ -36,9 +39,15 @@ def info(path: str, *, reporter: Reporter | None = None) -> Result:
         return _of_store(place)
     if (place / "config.yaml").is_file():
         return _of_run(place)
+    # Late: only here is torch needed.
+    from mim3d.models.saved import is_hub
+
+    if is_hub(place):
+        return _of_hub(place)
     raise UserError(
-        f"`{path}` is neither a run, a store nor a results file",
-        remedy="give a folder that `mim3d prepare`, `pretrain` or `finetune` wrote",
+        f"`{path}` is neither a run, a store, a hub folder nor a results file",
+        remedy="give a folder that `mim3d prepare`, `pretrain`, `finetune`, `convert` or `export` "
+        "wrote",
         code="not-ours",
     )
 
@@ -82,27 +91,63 @@ def _of_store(place: Path) -> Result:
     return Result(text="\n".join(lines), facts=facts)
 
 
+def _of_hub(place: Path) -> Result:
+    """What its own files say; `mim3d doctor` compares the checksum of the weights."""
+    from mim3d.models.saved import HUB_RUN, hub_config
+
+    hub, record = hub_config(place), load_preparation(place)
+    config = _config(place / HUB_RUN, record["verb"])
+    spacing = hub["default_spacing_mm"]
+    lines = [
+        f"hub folder of a {hub['architectures'][0]}, step {hub['step']:,}, by mim3d "
+        f"{hub['mim3d_version']}",
+        _encoder_line(config),
+        f"outputs   {', '.join(hub['outputs']) or 'hidden states'}",
+        f"channels  {', '.join(record['channel_names']) or config.encoder.channels} "
+        f"({', '.join(record['modalities']) or 'modality unknown'})",
+        f"spacing   {' x '.join(f'{side:g}' for side in spacing)} mm where none is said"
+        if spacing
+        else "spacing   must be said",
+        _trained_line(record),
+    ]
+    return Result("\n".join(lines), {"kind": "hub folder", "hub": hub})
+
+
+def _config(path: Path, verb: str) -> PretrainConfig | FinetuneConfig:
+    if verb == "finetune":
+        return read_config(path, FinetuneConfig)
+    return read_config(path, PretrainConfig)
+
+
+def _encoder_line(config: PretrainConfig | FinetuneConfig) -> str:
+    encoder = config.encoder
+    own = [f"{name} {getattr(encoder, name)}" for name in ("width", "depth", "heads")
+           if getattr(encoder, name) is not None]  # fmt: skip
+    size = ", ".join(map(str, encoder.patch))
+    named = ", ".join(own) if len(own) == 3 else ", ".join([encoder.preset, *own])
+    return f"encoder   {named}, patch ({size}), positions {encoder.positions}, {_channels(encoder)}"
+
+
+def _trained_line(record: dict[str, Any]) -> str:
+    if "converted_from" in record:
+        return "trained   elsewhere, on what is not known"
+    return f"trained   on {len(record['trained_on'])} cases"
+
+
 def _of_run(place: Path) -> Result:
     record = load_preparation(place)
-    is_tuned = record["verb"] == "finetune"
-    config: PretrainConfig | FinetuneConfig
-    if is_tuned:
-        config = read_config(place / "config.yaml", FinetuneConfig)
-    else:
-        config = read_config(place / "config.yaml", PretrainConfig)
+    config = _config(place / "config.yaml", record["verb"])
     status = _read(place / "status.json")
-    encoder = config.encoder
-    size = ", ".join(str(side) for side in encoder.patch)
-    verb = {"finetune": "fine-tuning", "convert": "converted"}.get(record["verb"], "pre-training")
+    verb = {"finetune": "fine-tuning"}.get(record["verb"], "pre-training")
+    verb = "converted" if "converted_from" in record else verb
     origin = {None: "scratch", "none": "scratch"}.get(config.init, f"`{config.init}`")
     lines = [
         f"{verb} run, {status.get('state', 'not started')} "
         f"({_number(status.get('step', 0)):,} of {config.training.steps:,} steps)",
-        f"encoder   {encoder.preset}, patch ({size}), positions {encoder.positions}, "
-        f"{_channels(encoder)}; {_learning(config.optim)}",
+        f"{_encoder_line(config)}; {_learning(config.optim)}",
         f"start     {origin}",
+        _trained_line(record),
     ]
-    lines.append(f"trained   on {len(record['trained_on'])} cases")
     results = _read(place / "results.json") or _table(status.get("training"))
     for name, numbers in _table(results.get("validation")).items():
         told = ", ".join(

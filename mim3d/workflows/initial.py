@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.data.store import Store
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.adaptation import JOINT, LEARNED, check_adaptable, part_of
 from mim3d.workflows.assembly import resolved_encoder
-from mim3d.workflows.loading import encoder_of
+from mim3d.workflows.run_weights import encoder_of
 
 SCRATCH = "none"
 """What `--init` says to start from scratch."""
@@ -75,6 +75,8 @@ def adopted(
     for field, value in vars(asked).items():
         if field in LEARNING_FIELDS or not _is_said(field, config, said):
             continue
+        if field == "learned_grid" and LEARNED not in (asked.positions, found.positions):
+            continue  # without a table it is the crop's, and no part of the weights
         if value != getattr(found, field) and part_of(field) not in parts:
             raise _differs(field, config, found)
         taken[field] = value

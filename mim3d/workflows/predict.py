@@ -5,6 +5,7 @@ Runs of whole volumes say answers in place of label maps (`predict_answers`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -15,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mim3d.config.verbs import PredictConfig
 from mim3d.data.files import write_label, write_volume
+from mim3d.data.files.segments import ENDING, write_segmentation
 from mim3d.data.prepare import read_images
 from mim3d.data.volume import Volume
 from mim3d.foundation.atomic import make_folder, sweep, write_json
@@ -26,6 +29,7 @@ from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import ConfigError, DiskError, ExitCode, ResourceError, UserError
 from mim3d.foundation.memory import gigabytes, lack_told
 from mim3d.foundation.reporting import PlainReporter, Reporter, duration
+from mim3d.foundation.shard import asked_shard
 from mim3d.inference import predict as inference
 from mim3d.inference.forecast import Forecast
 from mim3d.inference.label_files import write_label_files
@@ -35,7 +39,7 @@ from mim3d.inference.windows import WindowCount
 from mim3d.models.unetr import UNETR
 from mim3d.pictures.colours import paints
 from mim3d.pictures.overlay import draw_overlay
-from mim3d.workflows.loading import load_preparation, load_segmenter, task_of
+from mim3d.workflows.loading import load_segmenter, task_of
 from mim3d.workflows.predict_answers import predict_answers
 from mim3d.workflows.prediction_jobs import (
     RECORD,
@@ -46,7 +50,17 @@ from mim3d.workflows.prediction_jobs import (
     settings_of,
     warn_of_training_cases,
 )
+from mim3d.workflows.prediction_notes import (
+    Note,
+    find_note,
+    in_order,
+    in_turn,
+    leave_note,
+    stamp,
+    take_notes,
+)
 from mim3d.workflows.result import Result
+from mim3d.workflows.run_record import load_preparation
 
 
 def predict(
@@ -64,7 +78,8 @@ def predict(
     A label map bears its input's name and lies on its input's grid; answers go to one CSV.
 
     Running it again keeps what is done; what was made of another input, run or setting is made
-    anew.
+    anew. With `config.shard` it is one of several commands that predict into one folder, one after
+    the other or at the same time.
 
     Args:
         runs: a run folder, or several joined by commas, whose probabilities are averaged.
@@ -79,18 +94,22 @@ def predict(
         The files; exit code 4 if some inputs were refused, 3 if all were.
 
     Raises:
-        UserError: no run, no input, or two inputs of one name.
+        UserError: no run, no input, two inputs of one name, or a shard that would overwrite.
     """
     config = config or PredictConfig()
+    shard = asked_shard(config.shard, overwrite=overwrite)
     names = [name for name in runs.split(",") if name]
+    jobs = jobs_of(inputs, Path(out), config)
     asked = Asked(
         names,
-        jobs_of(inputs, Path(out)),
+        jobs if shard is None else shard.share(jobs),
         Path(out),
         config,
         reporter or PlainReporter(),
         overwrite=overwrite,
         dry_run=dry_run,
+        shard=shard,
+        everyone=jobs,
     )
     return PREDICTING[task_of(names[0])](asked)
 
@@ -122,11 +141,14 @@ def predict_labels(asked: Asked) -> Result:
     labels = write_label_files(folder, classes, segmenters[0].regions)
     trained = {key for name in names for key in load_preparation(name)["trained_on"].values()}
     warn_of_training_cases(jobs, trained, reporter)
-    work = _Work(folder, segmenters, config, reporter, settings_of(names, config), trained)
+    work = _Work(asked, segmenters, settings_of(names, config), trained)
+    work.take_notes()
     work.record = {} if asked.overwrite else _record(folder)
-    for done, job in enumerate(jobs):
-        work.take(done, len(jobs), job)
-    return work.result(jobs, labels)
+    with contextlib.closing(in_turn(asked)) as turn:
+        for done, job in enumerate(turn):
+            work.take(done, len(jobs), job)
+    work.take_notes()
+    return work.result(labels)
 
 
 PREDICTING: dict[str, Callable[[Asked], Result]] = {
@@ -153,18 +175,14 @@ class _Work:
     """One command's way through its cases.
 
     Args:
-        folder: of the predictions.
+        asked: the command.
         segmenters: one a run.
-        config: the sliding window and what is written.
-        reporter: where progress goes.
         settings: what decides a prediction besides its input.
         trained: keys of what the runs were trained on.
     """
 
-    folder: Path
+    asked: Asked
     segmenters: Sequence[Segmenter]
-    config: PredictConfig
-    reporter: Reporter
     settings: dict[str, Any]
     trained: Collection[str]
     record: dict[str, Any] = field(default_factory=dict)
@@ -173,6 +191,9 @@ class _Work:
     is_memory_alone: bool = True
 
     def __post_init__(self) -> None:
+        self.folder, self.config = self.asked.folder, self.asked.config
+        self.reporter = self.asked.reporter
+        self.stamp = stamp(self.folder)
         self.windows = WindowCount(0)
         self.began = time.monotonic()
         self.forecast = Forecast(lambda need: self.reporter.say(f"plan of a volume: {need}"))
@@ -189,6 +210,8 @@ class _Work:
         key = {**key_of(job, self.settings), "trained_on": job.source in self.trained}
         if channels := self._channels(job):
             key["channels"] = list(channels)
+        if self.asked.shard is not None:
+            self._look(job)
         if self.record.get(name) != key or not job.is_there(self.config):
             spent = time.monotonic() - self.began
             left = f", {duration(spent / done * (total - done))} left" if done else ""
@@ -203,8 +226,34 @@ class _Work:
                 return
             self.record[name] = key
             check_there(self.folder / RECORD)
-            write_json(self.folder / RECORD, self.record)
+            if self.asked.shard is not None:
+                leave_note(self.asked, job, Note(name, key))
+            else:
+                write_json(self.folder / RECORD, self.record)
         self.finished.append(name)
+
+    def _look(self, job: Job) -> None:
+        """Takes up what other commands have said of a case since."""
+        # The note first: it goes when the record has what it says.
+        note, found = find_note(self.asked, job), stamp(self.folder)
+        if found != self.stamp:
+            self.record, self.stamp = _record(self.folder), found
+        if note is not None and note.key is not None:
+            self.record[note.name] = note.key
+
+    def take_notes(self) -> None:
+        """Takes what this and other commands noted into the record.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
+
+        def merge(notes: Sequence[Note]) -> None:
+            record = {**_record(self.folder), **{note.name: note.key for note in notes}}
+            names = [job.output.name for job in self.asked.everyone]
+            write_json(self.folder / RECORD, in_order(record, names))
+
+        take_notes(self.folder, self.reporter, merge)
 
     def _leave_out(self, job: Job, error: UserError) -> None:
         self.is_memory_alone = self.is_memory_alone and isinstance(error, ResourceError)
@@ -236,7 +285,7 @@ class _Work:
             write_volume(job.probabilities, prediction.probabilities.voxels, like=volume)
         if config.pictures:
             _draw(job, volume, prediction.labels, self.segmenters[0])
-        write_label(job.output, prediction.labels.voxels[0], volume)
+        _write(job, prediction.labels.voxels[0], volume, self.segmenters[0])
         self.windows += prediction.windows
 
     def _tell_spacing(self, job: Job, segmenter: Segmenter, spacing_mm: Sequence[float]) -> None:
@@ -266,24 +315,26 @@ class _Work:
         is_by_name = any(one.takes_some for one in self.segmenters)
         return (job.channel_names or ()) if is_by_name else ()
 
-    def result(self, jobs: Sequence[Job], labels: Sequence[Path]) -> Result:
+    def result(self, labels: Sequence[Path]) -> Result:
         """What is told in the end; looks first whether all that was written is there.
 
         Args:
-            jobs: all of the command.
             labels: files that name the label values; the second is for ITK-SNAP.
 
         Raises:
             DiskError: it is not.
         """
+        jobs = self.asked.jobs
         written = [RECORD, *self.finished] if self.finished else []
         check_written([*labels, *(self.folder / name for name in written)])
         seconds = time.monotonic() - self.began
         result = _result(self.folder, jobs, self.refused, self.windows, labels[1], seconds)
         plans = [vars(need) | {"windows": vars(need.windows)} for need in self.forecast.needs]
-        if self.is_memory_alone and len(self.refused) == len(jobs):
+        if self.is_memory_alone and self.refused and len(self.refused) == len(jobs):
             result = replace(result, exit_code=ExitCode.RESOURCES)
-        return replace(result, facts={**result.facts, "plans": plans})
+        lines, facts = self.asked.told(_record(self.folder))
+        text = "\n".join([result.text, *lines])
+        return replace(result, text=text, facts={**result.facts, "plans": plans, **facts})
 
 
 def _lack(forecast: Forecast) -> ResourceError:
@@ -296,6 +347,14 @@ def _lack(forecast: Forecast) -> ResourceError:
         "machine with more memory",
         code="out-of-memory",
     )
+
+
+def _write(job: Job, labels: NDArray[Any], volume: Volume, segmenter: Segmenter) -> None:
+    assert segmenter.classes is not None
+    if job.output.name.endswith(ENDING):
+        write_segmentation(job.output, labels, volume, segmenter.classes)
+    else:
+        write_label(job.output, labels, volume)
 
 
 def _draw(job: Job, volume: Volume, labels: Volume, segmenter: Segmenter) -> None:
@@ -340,7 +399,8 @@ def _result(
             f"{windows.run:,} windows, {windows.skipped:,} more of nothing but air skipped"
         )
     if made:
-        lines.append(f"look: itksnap -g IMAGE -s {folder}/NAME.nii.gz -l {names}")
+        ending = jobs[0].output.name.removeprefix(jobs[0].case.case_id)
+        lines.append(f"look: itksnap -g IMAGE -s {folder}/NAME{ending} -l {names}")
     facts = {
         "predicted": made,
         "refused": list(refused),

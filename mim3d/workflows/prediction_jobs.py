@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from mim3d.data.prepare import image_key
 from mim3d.foundation.documents import parsed
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Reporter
-from mim3d.workflows.loading import run_digest
+from mim3d.foundation.shard import Shard
+from mim3d.workflows.run_weights import run_digest
 
 RECORD = "predictions.json"
 """Which prediction was made of what, so that the same command goes on where it stopped."""
@@ -58,7 +59,7 @@ class Job:
     @property
     def probabilities(self) -> Path:
         """Where its probabilities go."""
-        return self.output.with_name(self.output.name.replace(".nii.gz", "_probabilities.nii.gz"))
+        return self.output.with_name(f"{self.case.case_id}_probabilities.nii.gz")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Asked:
         reporter: where progress goes.
         overwrite: predict again what is already there.
         dry_run: list what would be predicted, and stop.
+        shard: which of several commands this is; `jobs` are then its own.
+        everyone: the jobs of all of them.
     """
 
     runs: Sequence[str]
@@ -82,6 +85,22 @@ class Asked:
     reporter: Reporter
     overwrite: bool = False
     dry_run: bool = False
+    shard: Shard | None = None
+    everyone: Sequence[Job] = ()
+
+    def told(self, made: Container[str]) -> tuple[list[str], dict[str, Any]]:
+        """What a shard says of the folder: lines, and facts.
+
+        Args:
+            made: what lies in it, by `Job.output`'s names or by cases.
+        """
+        if self.shard is None:
+            return [], {}
+        missing = [job for job in self.everyone
+                   if job.output.name not in made and job.case.case_id not in made]  # fmt: skip
+        there = len(self.everyone) - len(missing)
+        line = f"shard {self.shard} is done: {there} of all {len(self.everyone)} cases are there"
+        return [line], {"shard": str(self.shard), "left": len(missing)}
 
 
 def settings_of(runs: Sequence[str], config: PredictConfig) -> dict[str, Any]:
@@ -99,13 +118,19 @@ def key_of(job: Job, settings: dict[str, Any]) -> dict[str, Any]:
     return dict(parsed(json.dumps({"images": job.keys, **settings})))
 
 
-def jobs_of(inputs: Sequence[str], folder: Path) -> list[Job]:
+def jobs_of(inputs: Sequence[str], folder: Path, config: PredictConfig | None = None) -> list[Job]:
     """The cases of all inputs, in their order.
+
+    Args:
+        inputs: anything `prepare` takes.
+        folder: of the predictions.
+        config: which series of DICOM folders, and the format of label maps.
 
     Raises:
         ConfigError: there is none; two share a name; one would leave the folder or overwrite its
             own input.
     """
+    config = config or PredictConfig()
     if not inputs:
         raise ConfigError(
             "there is no input to predict",
@@ -114,9 +139,9 @@ def jobs_of(inputs: Sequence[str], folder: Path) -> list[Job]:
         )
     jobs: dict[str, Job] = {}
     for source in inputs:
-        cohort = read_cohort(source)
+        cohort = read_cohort(source, series=config.read.series)
         for case in cohort.cases:
-            job = Job(case, folder / f"{case.case_id}.nii.gz", cohort.channel_names)
+            job = Job(case, folder / f"{case.case_id}.{config.label_format}", cohort.channel_names)
             if not _lies_in(job.output, folder):
                 raise ConfigError(
                     f"`{case.case_id!r}` is no name of a file in the output folder", code="name"

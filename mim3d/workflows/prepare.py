@@ -7,11 +7,12 @@ from pathlib import Path
 
 from mim3d.config.verbs import PrepareConfig
 from mim3d.data.classes import ClassTable
-from mim3d.data.cohort import apply_split, read_cohort
-from mim3d.data.prepare import PreparationResult, prepare_store
+from mim3d.data.cohort import apply_split
+from mim3d.data.prepare import PreparationResult, prepare_store, read_source
 from mim3d.data.store import Store, open_store
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import PlainReporter, Reporter
+from mim3d.foundation.shard import asked_shard
 from mim3d.pictures.colours import Paint, paints
 from mim3d.pictures.contact_sheet import draw_contact_sheet, sheet_entry
 from mim3d.workflows.result import Result
@@ -42,28 +43,35 @@ def prepare(
 
     Returns:
         Counts, the quarantine if there is one, and the contact sheet; exit code 4 if some cases
-        were refused, 3 if all were.
+        were refused, 3 if all were. A shard speaks of its own cases, and has no sheet and no
+        quarantine; but for the one that merges the store, which speaks of all.
 
     Raises:
-        UserError: no source, no case, or another cohort's store at `out`.
+        UserError: no source, no case, another cohort's store at `out`, or a shard that would
+            empty the store.
     """
     config = config or PrepareConfig()
     reporter = reporter or PlainReporter()
+    shard = asked_shard(config.shard, overwrite=overwrite)
     store = Path(out)
     if dry_run:
-        cohort = read_cohort(source, config.prepare.pattern)
+        cohort = read_source(source, config)
         if config.prepare.split is not None:
             cohort = apply_split(cohort, config.prepare.split)
-        lines = [f"{len(cohort.cases)} cases would be prepared into `{out}` (--dry_run)"]
-        lines += [f"{case.part:<11}{case.case_id}" for case in cohort.cases]
-        return Result(text="\n".join(lines), facts={"cases": len(cohort.cases)})
+        cases = cohort.cases if shard is None else shard.share(cohort.cases)
+        which = "" if shard is None else f" by shard {shard}"
+        told = f"{len(cases)} cases would be prepared into `{out}`{which} (--dry_run)"
+        lines = [*cohort.found, told]
+        lines += [f"{case.part:<11}{case.case_id}" for case in cases]
+        return Result(text="\n".join(lines), facts={"cases": len(cases)})
     if overwrite and store.exists():
         _remove(store)
     done = prepare_store(source, store, config, reporter)
     files: tuple[Path, ...] = (store,)
-    if done.prepared or done.kept:
-        files += (_sheet(open_store(store), is_new=bool(done.prepared)),)
-    if done.refused:
+    if done.fingerprint and (done.prepared or done.kept or shard is not None):
+        is_new = bool(done.prepared) or done.is_changed
+        files += (_sheet(open_store(store), is_new=is_new),)
+    if done.refused and not done.left:
         files += (store / "quarantine.tsv",)
     return Result(_text(done), _facts(done), files, done.exit_code)
 
@@ -105,10 +113,15 @@ def _paints(classes: ClassTable | None) -> dict[int, Paint]:
 
 
 def _text(done: PreparationResult) -> str:
-    return (
+    text = (
         f"{len(done.prepared)} cases prepared, {len(done.kept)} kept as they were, "
         f"{len(done.refused)} refused"
     )
+    if done.shard is None:
+        return text
+    if done.left:
+        return f"shard {done.shard}: {text}; the store is not whole yet"
+    return f"shard {done.shard}: {text}; the store is whole"
 
 
 def _facts(done: PreparationResult) -> dict[str, object]:
@@ -119,4 +132,5 @@ def _facts(done: PreparationResult) -> dict[str, object]:
         "refused": [vars(refusal) for refusal in done.refused],
         "seconds": done.seconds,
         "fingerprint": done.fingerprint,
+        **({} if done.shard is None else {"shard": str(done.shard), "left": done.left}),
     }

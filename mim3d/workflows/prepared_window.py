@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mim3d.config.sections import DataConfig, PretextConfig
+from mim3d.config.data import DataConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.config.verbs import PreparationConfig
 from mim3d.data.store import Store
 from mim3d.foundation.errors import ConfigError

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mim3d.config.reading import to_mapping
-from mim3d.config.sections import PretextConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.config.verbs import PretrainConfig
+from mim3d.config.writing import to_mapping
 from mim3d.data.batch import CropBatch
 from mim3d.data.feed import Feed, make_feed
 from mim3d.data.splits import pretraining_cases
@@ -25,11 +26,13 @@ from mim3d.objectives.contrast_masks import check_contrasts
 from mim3d.objectives.drawn_patches import check_patches
 from mim3d.objectives.learnt_guide import LEARNT
 from mim3d.objectives.masked import Masked
-from mim3d.objectives.registry import PRETEXT_TASKS
+from mim3d.objectives.registry import OWN, TaskBuilder, task_builder
 from mim3d.pictures.reconstruction import draw_reconstruction
 from mim3d.training.fabric import choose_device
-from mim3d.training.loop import FitResult, Validator, fit
+from mim3d.training.loop import fit
 from mim3d.training.run import Run
+from mim3d.training.standing import FitResult
+from mim3d.training.validation import Validator
 from mim3d.workflows.assembly import (
     initialising,
     preparation_record,
@@ -41,11 +44,12 @@ from mim3d.workflows.assembly import (
 from mim3d.workflows.case_facts import volume_grids, with_classes
 from mim3d.workflows.initial import encoder_for, is_fresh
 from mim3d.workflows.learning import draw_learning
-from mim3d.workflows.loading import INIT, initial_record, keep_preparation, start_from
 from mim3d.workflows.memory import training_need, within_memory
 from mim3d.workflows.prepared_window import with_window
 from mim3d.workflows.probes import NAME, probe_validators, probed
 from mim3d.workflows.result import Result
+from mim3d.workflows.run_record import keep_preparation
+from mim3d.workflows.run_weights import INIT, initial_record, start_from
 
 FIXED_CROPS = 16
 """Crops whose loss is taken at every validation, always with the same masks."""
@@ -76,6 +80,7 @@ def pretrain(
     reporter: Reporter | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    own_task: TaskBuilder | None = None,
 ) -> Result:
     """Pre-trains an encoder on the training volumes of a store.
 
@@ -88,16 +93,23 @@ def pretrain(
         reporter: where progress goes.
         overwrite: start again where a run already stands.
         dry_run: say what would be done, and stop.
+        own_task: builds a pretext task of the caller's own around an encoder, mostly its class, in
+            place of the one that `objective.name` says. The run notes its name alone: to go on
+            with the run takes the same call.
 
     Returns:
         The run folder, its losses and its pictures.
 
     Raises:
+        ConfigError: `objective.name own` and no `own_task`.
         UserError: no store, a run of another config in the folder, weights that do not fit.
         Interrupted: a signal came; the same call continues.
     """
     reporter = reporter or PlainReporter()
     check_learns_whole(config.optim)
+    if own_task is not None:
+        config = replace(config, objective=replace(config.objective, name=OWN))
+    build = own_task or task_builder(config.objective.name)
     store = store_of(config.data, several=True)
     config = replace(
         config,
@@ -114,7 +126,8 @@ def pretrain(
         f"{config.training.batch_size} crops into `{folder}`"
     )
     if dry_run:
-        reporter.say(str(training_need(config)))
+        if own_task is None:
+            reporter.say(str(training_need(config)))
         return Result(text="nothing was written (--dry_run)")
     run = Run.create_or_continue(
         folder, to_mapping(config), defaults=to_mapping(PretrainConfig()), overwrite=overwrite
@@ -122,9 +135,12 @@ def pretrain(
     if run.is_done:
         return Result(text=f"`{folder}` is done", facts=run.results(), files=(folder,))
 
-    with run, within_memory(config, reporter):
-        keep_preparation(run, preparation_record(store, cases, "pretrain"))
-        task = pretext_task(config, reporter, store.channel_names)
+    # Only a task of ours is known to take a step on tensors without content.
+    memory = within_memory(config, reporter) if own_task is None else nullcontext()
+    with run, memory:
+        own = {} if own_task is None else {"own_task": _named(own_task)}
+        keep_preparation(run, preparation_record(store, cases, "pretrain") | own)
+        task = pretext_task(config, reporter, store.channel_names, build)
         if isinstance(task, Masked) and config.objective.guide.by in LEARNT:
             task.remember(volume_grids(store, cases))
         if not is_fresh(config):
@@ -162,7 +178,10 @@ def pretrain(
 
 
 def pretext_task(
-    config: PretrainConfig, reporter: Reporter, channel_names: Sequence[str] = ()
+    config: PretrainConfig,
+    reporter: Reporter,
+    channel_names: Sequence[str] = (),
+    build: TaskBuilder | None = None,
 ) -> Task:
     """The pretext task around its encoder, freshly initialised or as `init` has it.
 
@@ -170,6 +189,7 @@ def pretext_task(
         config: with the encoder that the store and the initial run decide.
         reporter: is told what was loaded.
         channel_names: of the store, for an encoder that knows contrasts; empty is all of these.
+        build: makes the task; None is what makes the one that `objective.name` says.
     """
     with initialising(config.training.seed, "pretrain"):
         encoder = VolumeViT(config.encoder)
@@ -180,7 +200,13 @@ def pretext_task(
             encoder.carry(channel_names)
         check_contrasts(encoder, config.objective)
         # Behind it: a teacher begins as a copy of the encoder.
-        return PRETEXT_TASKS[config.objective.name](encoder, config.objective)
+        return (build or task_builder(config.objective.name))(encoder, config.objective)
+
+
+def _named(build: TaskBuilder) -> str:
+    """What a run calls a task that is not ours: where it was defined, and its name there."""
+    name = getattr(build, "__qualname__", type(build).__qualname__)
+    return f"{build.__module__}.{name}"
 
 
 def chooses_best(objective: PretextConfig) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import DataConfig, Triple
+from mim3d.config.data import DataConfig, Triple
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.data.feed import make_feed

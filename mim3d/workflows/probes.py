@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.batch import CropBatch
 from mim3d.data.feed import Feed
@@ -31,8 +31,9 @@ from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.foundation.reporting import Reporter
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.taps import tap_numbers
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.health import rank_me
 from mim3d.tokens.patches import cut_crop

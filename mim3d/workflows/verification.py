@@ -1,4 +1,4 @@
-"""What `mim3d doctor STORE|RUN` finds: every checksum, and what a folder lacks."""
+"""What `mim3d doctor PATH` finds: every checksum, and what a folder lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mim3d.config.reading import load, read_config, text_of
+from mim3d.config.nodes import load, text_of
+from mim3d.config.reading import read_config
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
@@ -29,19 +30,24 @@ class Finding:
 
 
 def verified(path: Path, reporter: Reporter) -> Iterator[Finding]:
-    """Verifies a store or a run.
+    """Verifies a store, a run or a hub folder.
 
     Raises:
-        UserError: the folder is neither, or a store without a sound manifest.
+        UserError: the folder is none of these, or a store without a sound manifest.
     """
+    from mim3d.models.saved import is_hub
+
     if (path / "manifest.json").is_file():
         yield from _store(path, reporter)
     elif (path / CONFIG).is_file():
         yield from _run(path)
+    elif is_hub(path):
+        yield from _hub(path)
     else:
         raise UserError(
-            f"`{path}` is neither a store nor a run",
-            remedy="give a folder that `mim3d prepare`, `pretrain` or `finetune` wrote",
+            f"`{path}` is neither a store, a run nor a hub folder",
+            remedy="give a folder that `mim3d prepare`, `pretrain`, `finetune`, `convert` or "
+            "`export` wrote",
             code="not-ours",
         )
 
@@ -60,7 +66,8 @@ def _store(path: Path, reporter: Reporter) -> Iterator[Finding]:
 
 
 def _run(path: Path) -> Iterator[Finding]:
-    from mim3d.workflows.loading import INIT, PREPARATION
+    from mim3d.workflows.run_record import PREPARATION
+    from mim3d.workflows.run_weights import INIT
 
     yield _last(path)
     if (path / "checkpoints" / "best").is_symlink():
@@ -71,6 +78,15 @@ def _run(path: Path) -> Iterator[Finding]:
         yield _of(INIT, lambda: _init(path / INIT))
     elif _began_elsewhere(path):
         yield Finding(INIT, "warn", "is missing: it says which encoder the run began with")
+
+
+def _hub(path: Path) -> Iterator[Finding]:
+    from mim3d.models.saved import HUB_RUN, HUB_WEIGHTS, read_hub
+    from mim3d.workflows.run_record import PREPARATION
+
+    yield _of(HUB_WEIGHTS, lambda: f"checksum of step {read_hub(path).step:,} agrees")
+    yield _of(PREPARATION, lambda: _preparation(path))
+    yield _of(HUB_RUN, lambda: _config(path, HUB_RUN))
 
 
 def _of(name: str, check: Callable[[], str]) -> Finding:
@@ -104,21 +120,21 @@ def _checkpoint(path: Path, which: str) -> str:
 
 
 def _preparation(path: Path) -> str:
-    from mim3d.workflows.loading import load_preparation
+    from mim3d.workflows.run_record import load_preparation
 
     load_preparation(path)
     return "its checksum agrees"
 
 
-def _config(path: Path) -> str:
-    from mim3d.workflows.loading import load_preparation
+def _config(path: Path, name: str = CONFIG) -> str:
+    from mim3d.workflows.run_record import load_preparation
 
     try:
         verb = load_preparation(path)["verb"]
     except UserError:  # which is said in a line of its own
-        load(text_of(path / CONFIG))
+        load(text_of(path / name))
         return "it is YAML; which settings it may have, the record would say"
-    read_config(path / CONFIG, FinetuneConfig if verb == "finetune" else PretrainConfig)
+    read_config(path / name, FinetuneConfig if verb == "finetune" else PretrainConfig)
     return "it can be read"
 
 

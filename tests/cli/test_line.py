@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mim3d.cli.aliases import ALIASES
 from mim3d.cli.line import read_line
-from mim3d.cli.verbs import ALIASES, VERBS
+from mim3d.cli.verbs import VERBS
 from mim3d.config.tree import settings
 from mim3d.foundation.errors import ConfigError
 

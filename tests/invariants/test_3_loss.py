@@ -13,13 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream
-from mim3d.models.vit import HiddenStates, VolumeViT
+from mim3d.models.hidden_states import HiddenStates
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.masked import Masked, MaskedAutoencoder, SimMIM
+from mim3d.objectives.mae import MaskedAutoencoder
+from mim3d.objectives.masked import Masked
 from mim3d.objectives.questions import Question
+from mim3d.objectives.simmim import SimMIM
 
 SIZE = (11, 13, 7)
 MOMENT = Moment(0, 1, RandomStream(0, 0), wants_pictures=True)

@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig, PretextConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream
-from mim3d.models.vit import Crops, VolumeViT
+from mim3d.models.encoder_input import Crops
+from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
-from mim3d.objectives.masked import MaskedAutoencoder, SimMIM
+from mim3d.objectives.mae import MaskedAutoencoder
+from mim3d.objectives.simmim import SimMIM
 from mim3d.tokens.grid import TokenGrid
 
 PATCH = (4, 4, 2)

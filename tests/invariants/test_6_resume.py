@@ -23,8 +23,10 @@ from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import Interrupted
 from mim3d.foundation.reporting import Silent
 from mim3d.objectives.base import Moment, Outcome, Task
-from mim3d.training.loop import FitResult, Validator, fit
+from mim3d.training.loop import fit
 from mim3d.training.run import Run
+from mim3d.training.standing import FitResult
+from mim3d.training.validation import Validator
 
 STEPS = 12
 

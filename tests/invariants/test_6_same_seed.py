@@ -16,7 +16,7 @@ import pytest
 import torch
 from positions import make_store
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.data.augment import draw, gaussian
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.data.feed import Feed, make_feed

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ExitCode, WeightsError
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT

@@ -82,7 +82,7 @@ def test_rooms_of_tensors_and_what_they_share_with_data_need_torch_einops_and_nu
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
     assert done.returncode == 0, done.stderr
-    for module in ("mim3d.tokens.masking", "mim3d.models.vit", "mim3d.objectives.masked"):
+    for module in ("mim3d.tokens.masking", "mim3d.models.vit", "mim3d.objectives.mae"):
         assert module in done.stdout.split()
 
 

@@ -39,13 +39,13 @@ LITERAL_ELSEWHERE = {
 """Where `import_module` takes a name from a constant of the module."""
 JSON_READERS = {
     "foundation/documents.py": "the strict reader itself",
-    "training/lock.py": "4 KiB that only say who holds a folder",
+    "foundation/lock.py": "4 KiB that only say who holds a folder",
     "data/files/dicom.py": "answers of our own child, of limited length",
     "data/files/dicom_child.py": "questions of our own parent",
     "data/prepare/pool.py": "answers of our own workers",
     "data/prepare/worker.py": "questions of our own parent",
     "data/prepare/job.py": "what it has just written itself",
-    "workflows/loading.py": "what it is about to write itself",
+    "workflows/run_record.py": "what it is about to write itself",
 }
 
 

@@ -15,12 +15,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 from loop_fakes import FakeFeed, FakeTask, optim_config, training_config  # noqa: E402
 
-from mim3d.config.sections import (  # noqa: E402
-    EncoderConfig,
-    OptimConfig,
-    PretextConfig,
-    TeacherConfig,
-)
+from mim3d.config.encoder import EncoderConfig  # noqa: E402
+from mim3d.config.objective import PretextConfig, TeacherConfig  # noqa: E402
+from mim3d.config.training import OptimConfig  # noqa: E402
 from mim3d.data.batch import CropBatch  # noqa: E402
 from mim3d.foundation.errors import UserError  # noqa: E402
 from mim3d.foundation.randomness import generator  # noqa: E402
@@ -28,11 +25,12 @@ from mim3d.foundation.reporting import Silent  # noqa: E402
 from mim3d.models.low_rank import adapt  # noqa: E402
 from mim3d.models.vit import VolumeViT  # noqa: E402
 from mim3d.objectives.base import Moment, Outcome, Task  # noqa: E402
-from mim3d.objectives.masked import MaskedAutoencoder  # noqa: E402
+from mim3d.objectives.mae import MaskedAutoencoder  # noqa: E402
 from mim3d.objectives.smit import SMIT  # noqa: E402
 from mim3d.training.fabric import processes  # noqa: E402
-from mim3d.training.loop import Validator, fit  # noqa: E402
+from mim3d.training.loop import fit  # noqa: E402
 from mim3d.training.run import Run  # noqa: E402
+from mim3d.training.validation import Validator  # noqa: E402
 
 
 def masked_task(kind: str) -> Task:

@@ -15,6 +15,7 @@ from mim3d.training.alarms import (
     MeanPredictor,
     NonFinite,
     PatchMeans,
+    SameAnswer,
     Standstill,
     is_constant,
     is_guessing,
@@ -155,6 +156,31 @@ def test_a_run_that_no_longer_guesses_is_told_of_no_more() -> None:
 
 def test_a_task_without_chance_says_nothing_of_guessing() -> None:
     assert not said_by(Guessing(400, 0), logs(9.0, 1.0), 400)
+
+
+def answers(loss: float, same: float) -> dict[str, torch.Tensor]:
+    return {"loss": torch.tensor(loss), "same_answer": torch.tensor(same)}
+
+
+def test_a_classifier_that_answers_the_same_for_all_is_told_of() -> None:
+    said = {
+        step: text
+        for alarm in [SameAnswer(1000, 50)]
+        for step in range(1, 1001)
+        if (text := alarm.note(answers(0.69, 0.6931), step))
+    }
+
+    assert list(said) == [250, 500, 1000]
+    assert "the loss 0.69 is not 2 % below 0.6931, that of one answer for all" in said[250]
+
+
+def test_a_classifier_that_learns_and_a_task_without_answers_say_nothing() -> None:
+    alarm = SameAnswer(400, 0)
+
+    learning = [alarm.note(answers(0.67, 0.6931), step) for step in range(1, 401)]
+    other = [SameAnswer(400, 0).note(logs(9.0, 1.0), step) for step in range(1, 401)]
+
+    assert {*learning, *other} == {None}
 
 
 def standstill(task: FakeTask, steps: int = 40, **optim: object) -> Standstill:

@@ -19,16 +19,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mim3d.config.sections import OptimConfig, TrainingConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.foundation.reporting import Silent
 from mim3d.objectives.base import Moment, Outcome
 from mim3d.training.ema import MeanWeights
-from mim3d.training.loop import FitResult, Validator, fit
+from mim3d.training.loop import fit
 from mim3d.training.optim import build_optimiser, schedule, set_rates, trainable
 from mim3d.training.run import Run, read_status
+from mim3d.training.standing import FitResult
+from mim3d.training.validation import Validator
 
 
 class Spoken:

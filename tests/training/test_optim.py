@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mim3d.config.sections import OptimConfig
+from mim3d.config.training import OptimConfig
 from mim3d.training.optim import (
     build_optimiser,
     encoder_depth,

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mim3d.config.reading import dump, load
+from mim3d.config.nodes import load
+from mim3d.config.writing import dump
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
 from mim3d.training.run import Run, differing_keys, read_status
 from tests.reliability.killing import Death, Say, life
@@ -197,7 +198,7 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path: Path) -> No
 def test_the_lock_of_a_killed_process_is_taken_over_with_a_note(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     script = (
-        "import os, sys; from mim3d.training.lock import FolderLock; from pathlib import Path;"
+        "import os, sys; from mim3d.foundation.lock import FolderLock; from pathlib import Path;"
         f"FolderLock(Path({str(folder)!r})).take(); os._exit(9)"
     )
     Run.create_or_continue(folder, CONFIG).release()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.training.sharding import encoder_blocks, is_sharded, spread, whole, whole_tensor
 
 

@@ -15,14 +15,10 @@ from safetensors.torch import load_file
 from small_benchmark import make_store
 from torch import Tensor
 
-from mim3d.config.sections import (
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    OptimConfig,
-    SegmentationConfig,
-    TrainingConfig,
-)
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
@@ -32,8 +28,10 @@ from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.segmentation import Segmentation
-from mim3d.training.loop import FitResult, Validator, fit
+from mim3d.training.loop import fit
 from mim3d.training.run import Run
+from mim3d.training.standing import FitResult
+from mim3d.training.validation import Validator
 from mim3d.workflows.adapting import adapt_encoder, counts_told, parameter_counts
 from mim3d.workflows.finetune import finetune
 from mim3d.workflows.info import info

@@ -15,8 +15,8 @@ from preparing import config_with
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from mim3d.config.objective import GuideConfig, PretextConfig, SupervisedConfig
 from mim3d.config.reading import read_config
-from mim3d.config.sections import GuideConfig, PretextConfig, SupervisedConfig
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.prepare import prepare_store
 from mim3d.data.store import open_store

@@ -12,16 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, ProbesConfig
 from mim3d.config.plan import PretrainPlanConfig
-from mim3d.config.sections import (
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    PretextConfig,
-    ProbesConfig,
-    SegmentationConfig,
-    TrainingConfig,
-)
+from mim3d.config.task import DecoderConfig, SegmentationConfig
+from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import (
     FinetuneConfig,
     PredictConfig,
@@ -34,11 +30,12 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.inference.predict import predict_probabilities
 from mim3d.workflows.finetune import finetune
-from mim3d.workflows.loading import encoder_of, load_segmenter
+from mim3d.workflows.loading import load_segmenter
 from mim3d.workflows.plan.subject import subject_of
 from mim3d.workflows.predict import predict
 from mim3d.workflows.prepare import prepare
 from mim3d.workflows.pretrain import pretrain
+from mim3d.workflows.run_weights import encoder_of
 from tests.contrast_cohorts import CONTRASTS, table, write_contrasts
 
 ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(8, 8, 4), embedding="per_contrast")

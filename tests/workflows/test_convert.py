@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mim3d.config.convert import ConversionConfig, ConvertConfig
-from mim3d.config.sections import EncoderConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError, UserError, WeightsError
 from mim3d.foundation.reporting import Silent
 from mim3d.models.foreign_tables import Refusal, plain_tensors
@@ -22,7 +22,7 @@ from mim3d.training.checkpoints import weights_digest
 from mim3d.workflows.convert import convert, read_key_map
 from mim3d.workflows.foreign import Opened
 from mim3d.workflows.info import info
-from mim3d.workflows.loading import encoder_of, initial_record, start_from
+from mim3d.workflows.run_weights import encoder_of, initial_record, start_from
 
 SMALL = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 2), channels=1)
 quiet = functools.partial(convert, reporter=Silent())

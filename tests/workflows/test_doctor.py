@@ -97,7 +97,7 @@ def test_a_flipped_bit_of_the_preparation_does_not_hide_the_rest(run: Path) -> N
 
 
 def test_a_folder_of_something_else_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="neither a store nor a run"):
+    with pytest.raises(UserError, match="neither a store, a run nor a hub folder"):
         doctor(str(tmp_path), reporter=Silent())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from archives import write_archive
 
-from mim3d.config.sections import EvaluationConfig
+from mim3d.config.inference import EvaluationConfig
 from mim3d.config.verbs import EvaluateConfig
 from mim3d.evaluation.predictions import Prediction, write_predictions
 from mim3d.foundation.errors import UserError

@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 from small_benchmark import SHAPE, make_store
 
-from mim3d.config.sections import (
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    InferenceConfig,
-    TrainingConfig,
-)
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
+from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import FinetuneConfig, PredictConfig
 from mim3d.foundation.reporting import Silent
 from mim3d.workflows.finetune import finetune

@@ -12,9 +12,9 @@ import pytest
 import torch
 from small_benchmark import FINETUNE, PRETRAIN, make_store, write_benchmark
 
+from mim3d.config.encoder import EncoderConfig
 from mim3d.config.plan import FinetunePlanConfig
 from mim3d.config.reading import read_config
-from mim3d.config.sections import EncoderConfig
 from mim3d.config.verbs import BenchmarkConfig, FinetuneConfig, PretrainConfig
 from mim3d.foundation.errors import ConfigError, UserError, WeightsError
 from mim3d.foundation.reporting import Silent
@@ -25,9 +25,10 @@ from mim3d.workflows.convergence.arms import Arm, read_arms
 from mim3d.workflows.convergence.planning import _as_traced as as_traced
 from mim3d.workflows.finetune import finetune
 from mim3d.workflows.initial import encoder_for
-from mim3d.workflows.loading import checkpoint_of, encoder_of, load_segmenter
+from mim3d.workflows.loading import load_segmenter
 from mim3d.workflows.plan import subject
 from mim3d.workflows.pretrain import pretrain
+from mim3d.workflows.run_weights import checkpoint_of, encoder_of
 
 KERNEL = "encoder.embedding.projection.weight"
 STORE_MM = (1.0, 1.0, 2.5)

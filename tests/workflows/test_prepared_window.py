@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, ProbesConfig, TargetsConfig
 from mim3d.config.reading import read_config
-from mim3d.config.sections import (
-    DataConfig,
-    EncoderConfig,
-    PretextConfig,
-    ProbesConfig,
-    TargetsConfig,
-    TrainingConfig,
-)
+from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import PreparationConfig, PrepareConfig, PretrainConfig
 from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.data.store import Store, open_store, open_stores

@@ -11,16 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, ProbesConfig, TeacherConfig
 from mim3d.config.reading import read_config
-from mim3d.config.sections import (
-    DataConfig,
-    EncoderConfig,
-    OptimConfig,
-    PretextConfig,
-    ProbesConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.config.verbs import PreparationConfig, PrepareConfig, PretrainConfig
 from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.data.store import open_store
@@ -31,8 +26,8 @@ from mim3d.training.checkpoints import Saved
 from mim3d.training.run import Run
 from mim3d.workflows import pretrain
 from mim3d.workflows.assembly import preparation_record
-from mim3d.workflows.loading import keep_preparation, load_preparation
 from mim3d.workflows.prepare import prepare
+from mim3d.workflows.run_record import keep_preparation, load_preparation
 
 
 def test_a_teacher_begins_as_a_copy_of_the_encoder_that_init_gives(

@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from mim3d.config.sections import (
-    DataConfig,
-    EncoderConfig,
-    OptimConfig,
-    PretextConfig,
-    ProbesConfig,
-    TrainingConfig,
-)
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, ProbesConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.config.verbs import PretrainConfig
-from mim3d.data.batch import IGNORE_INDEX
+from mim3d.data.classes import IGNORE_INDEX
 from mim3d.data.feed import make_feed
 from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.data.splits import pretraining_cases, validation_cases

@@ -11,21 +11,19 @@ import pytest
 from mim3d.cli.line import read_line
 from mim3d.cli.options import typed_settings
 from mim3d.cli.verbs import VERBS
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, ProbesConfig
 from mim3d.config.plan import PlanConfig, PretrainPlanConfig
-from mim3d.config.reading import read_config, to_mapping
-from mim3d.config.sections import (
-    DataConfig,
-    EncoderConfig,
-    PretextConfig,
-    ProbesConfig,
-    TrainingConfig,
-)
+from mim3d.config.reading import read_config
+from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import (
     FinetuneConfig,
     PreparationConfig,
     PrepareConfig,
     PretrainConfig,
 )
+from mim3d.config.writing import to_mapping
 from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.data.store import open_store
 from mim3d.foundation.errors import ConfigError, UserError
@@ -33,11 +31,11 @@ from mim3d.foundation.reporting import Silent
 from mim3d.workflows.assembly import resolved_encoder, store_of
 from mim3d.workflows.convergence.follows import store_signs
 from mim3d.workflows.finetune import finetune
-from mim3d.workflows.loading import load_preparation
 from mim3d.workflows.plan.subject import subject_of
 from mim3d.workflows.prepare import prepare
 from mim3d.workflows.pretrain import pretrain
 from mim3d.workflows.probed_crops import labelled_crops
+from mim3d.workflows.run_record import load_preparation
 
 RULES = {
     "coarse": PhantomRule(shape=(22, 18, 14), spacing_mm=(1.5, 1.5, 3.0), organs=1),

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.reading import read_config, to_mapping
+from mim3d.config.reading import read_config
 from mim3d.config.verbs import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig
+from mim3d.config.writing import to_mapping
 from mim3d.data.cohort import read_cohort
 from mim3d.data.feed import make_feed
 from mim3d.data.files import read_volume, write_label

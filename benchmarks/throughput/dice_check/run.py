@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from mim3d.config.objective import PretextConfig
 from mim3d.config.reading import read_config
-from mim3d.config.sections import PretextConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.versions import versions

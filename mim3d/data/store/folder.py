@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from mim3d.data.store.layout import (
 from mim3d.data.store.opened import StoreCase
 from mim3d.foundation.digests import file_digest
 from mim3d.foundation.errors import UserError
+
+if TYPE_CHECKING:
+    from mim3d.data.store.dataset import CaseDataset, Transform
 
 Triple = tuple[int, int, int]
 
@@ -184,6 +187,31 @@ class Store:
         values = None if self.classes is None else self.classes.values
         verified = self._verified if verify else None
         return StoreCase(self.path, self.entry(case_id), values, verified)
+
+    def dataset(
+        self,
+        part: str | None = None,
+        *,
+        labelled: bool = False,
+        transform: Transform | None = None,
+        as_monai: bool = False,
+    ) -> CaseDataset:
+        """The cases as a map-style data set of torch, one whole volume an item.
+
+        Args:
+            part: `training`, `validation` or `test`; None is every case.
+            labelled: only cases with a label map.
+            transform: called with each item; what it returns is the item.
+            as_monai: volumes are MONAI's `MetaTensor`, for its dictionary transforms.
+
+        Raises:
+            UserError: there is no such list, or no such case.
+        """
+        # Late: preparation opens stores too, and does without torch.
+        from mim3d.data.store.dataset import CaseDataset, chosen_cases
+
+        chosen = chosen_cases(self, part, PARTS, labelled=labelled)
+        return CaseDataset(self, chosen, transform=transform, as_monai=as_monai)
 
     def verify(self, case_ids: Iterable[str] | None = None) -> dict[str, str]:
         """Reads whole files and compares their checksums.

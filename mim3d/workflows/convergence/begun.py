@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mim3d.config.reading import load
+from mim3d.config.nodes import load
 from mim3d.foundation.documents import read_object
 
 PRETRAIN, FINETUNE, TUNE = "pretrain", "finetune", "tune"

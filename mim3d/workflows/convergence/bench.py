@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mim3d.config.sections import TrainingConfig
+from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, PretrainConfig
 from mim3d.evaluation.convergence import Pretraining, Record
 from mim3d.foundation.atomic import write_json
@@ -21,7 +21,7 @@ from mim3d.foundation.errors import (
     StoppedError,
     UserError,
 )
-from mim3d.foundation.reporting import Reporter
+from mim3d.foundation.reporting import NamedReporter, Reporter
 from mim3d.training.fabric import choose_device, choose_precision
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import FINETUNE, PRETRAIN, PRETRAINED, RECORDS, TUNE
@@ -286,7 +286,7 @@ class Bench:
         What another command must mend, and a signal, go through.
         """
         try:
-            return dict(run(_Inner(self.reporter, name)).facts), None
+            return dict(run(NamedReporter(self.reporter, name)).facts), None
         except (Interrupted, ResourceError, ConfigError):
             raise
         except StoppedError as error:
@@ -296,24 +296,6 @@ class Bench:
                 raise Busy(name) from error
             self.reporter.warn(f"{name} failed: {error}")
             return None, f"{FAILED}{error}"
-
-
-class _Inner:
-    """What a run says, as part of a benchmark: its progress under its name, and warnings."""
-
-    def __init__(self, reporter: Reporter, name: str) -> None:
-        self._reporter, self._name = reporter, name
-
-    def say(self, text: str) -> None:
-        """Leaves out what the run's own log has."""
-
-    def warn(self, text: str) -> None:
-        """With the run's name."""
-        self._reporter.warn(f"{self._name}: {text}")
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        """With the run's name."""
-        self._reporter.progress(done, total, f"{self._name}  {text}")
 
 
 def machine_name(training: TrainingConfig) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from mim3d.config.plan import FinetunePlanConfig, PretrainPlanConfig
-from mim3d.config.reading import to_mapping
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
+from mim3d.config.writing import to_mapping
 from mim3d.data.splits import validation_cases
 from mim3d.data.store import open_store
 from mim3d.inference.windows import window_starts

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mim3d.config.reading import dump, from_mapping, load, to_mapping
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
+from mim3d.config.nodes import load
+from mim3d.config.reading import from_mapping
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
+from mim3d.config.writing import dump, to_mapping
 from mim3d.data.store import open_store
 from mim3d.data.store.layout import digest
 from mim3d.foundation.errors import ConfigError

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mim3d.config.sections import AugmentationConfig
+from mim3d.config.data import AugmentationConfig
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.batch import BatchNeeds
 from mim3d.data.feed import make_feed
@@ -24,7 +24,7 @@ from mim3d.objectives.health import embedding_logs
 from mim3d.training.alarms import GUESS_MARGIN, SMALLEST_STRETCH, is_guessing
 from mim3d.training.fabric import choose_device
 from mim3d.workflows.assembly import store_of
-from mim3d.workflows.loading import encoder_of, start_from
+from mim3d.workflows.run_weights import encoder_of, start_from
 
 PROBE_CROPS = 32
 """Crops, not augmented and the same for every arm, from all pre-training cases in turn."""

@@ -7,7 +7,6 @@ what runs were made by never changes. An arm of which nothing was begun may be p
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
+from mim3d.foundation.lock import held
 from mim3d.foundation.reporting import Reporter
-from mim3d.training.lock import FolderLock
 from mim3d.workflows.convergence.arms import Arm
 
 PLAN = "plan.json"
 FORMAT = 1
-LOCK_WAIT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -159,29 +157,9 @@ def naming(arm: Arm) -> Iterator[None]:
 def settle_rate(out: Path, arm: str, fold: int | None, rate: Rate, reporter: Reporter) -> Rate:
     """Writes a rate into the plan; what another process wrote before stands."""
     key = rate_key(arm, fold)
-    with held(out, reporter):
+    with held(out, tell=reporter.say):
         plan = read_plan(out)
         if key not in plan.rates:
             plan = Plan(plan.arms, {**plan.rates, key: rate})
             write_json(out / PLAN, plan.as_json())
     return plan.rates[key]
-
-
-@contextlib.contextmanager
-def held(folder: Path, reporter: Reporter) -> Iterator[None]:
-    """The folder's lock, waited for; what is waited for is said once."""
-    lock = FolderLock(folder)
-    is_said = False
-    while True:
-        try:
-            lock.take()
-            break
-        except UserError as error:
-            if not is_said:
-                reporter.say(f"waiting: {error.what}")
-                is_said = True
-            time.sleep(LOCK_WAIT_SECONDS)
-    try:
-        yield
-    finally:
-        lock.release()

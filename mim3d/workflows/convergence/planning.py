@@ -11,12 +11,13 @@ from typing import Any
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.lock import held
 from mim3d.foundation.reporting import Reporter
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import begun
 from mim3d.workflows.convergence.cost import Costs, StepCost, look_seconds
 from mim3d.workflows.convergence.follows import changed_plan, differing_settings, settings_of
-from mim3d.workflows.convergence.plan import PLAN, ArmPlan, Cost, Plan, held, naming, read_plan
+from mim3d.workflows.convergence.plan import PLAN, ArmPlan, Cost, Plan, naming, read_plan
 from mim3d.workflows.initial import adopted
 
 FIRST_STEP = 10
@@ -35,7 +36,7 @@ def settle_plan(
         reporter: where progress goes.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with held(out, reporter):
+    with held(out, tell=reporter.say):
         there = read_plan(out)
         missing = [arm.name for arm in arms if arm.name not in there.arms]
         if missing:

@@ -67,10 +67,8 @@ def write_report(
     write_text(files[1], _rows(study))
     write_text(files[2], markdown(study, summary))
     if any(study.present(labels) for labels in study.labels):
-        title = "Dice of whole volumes while fine-tuning; band: lowest to highest replicate"
-        panels, kinds = _panels(study), {arm: study.kind(arm) for arm in study.arms}
-        files.append(draw_convergence(folder / "curves.png", panels, kinds, title=title))
-        files.append(_draw_labels(study, folder / "labels.png"))
+        files += [draw_study_curves(study, folder / "curves.png")]
+        files += [draw_study_labels(study, folder / "labels.png")]
     return tuple(files)
 
 
@@ -262,6 +260,13 @@ def _rows(study: Study) -> str:
     return text.getvalue()
 
 
+def draw_study_curves(study: Study, path: Path) -> Path:
+    """Draws Dice against steps, a panel a label fraction; a sound run must be there."""
+    title = "Dice of whole volumes while fine-tuning; band: lowest to highest replicate"
+    kinds = {arm: study.kind(arm) for arm in study.arms}
+    return draw_convergence(path, _panels(study), kinds, title=title)
+
+
 def _panels(study: Study) -> list[Panel]:
     """One panel a label fraction with sound runs."""
     panels = []
@@ -279,7 +284,8 @@ def _panels(study: Study) -> list[Panel]:
     return panels
 
 
-def _draw_labels(study: Study, path: Path) -> Path:
+def draw_study_labels(study: Study, path: Path) -> Path:
+    """Draws the last Dice against the number of labels; a sound run must be there."""
     points: dict[str, list[tuple[float, float, float, float]]] = {}
     names: dict[float, str] = {}
     for labels in study.labels:

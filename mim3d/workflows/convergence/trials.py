@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.data.splits import training_cases, validation_cases
 from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.shard import Shard
 from mim3d.workflows.assembly import store_of
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import TUNE, Begun, begun
@@ -92,21 +92,14 @@ def all_trials(arms: Sequence[Arm], settings: ConvergenceConfig) -> tuple[Trial,
 
 
 def shard_of(trials: Sequence[Trial], shard: str | None) -> tuple[Trial, ...]:
-    """The share of one of several commands: every n-th trial from the i-th on.
+    """The share of one of several commands.
 
     Raises:
         ConfigError: the shard is not `i/n` with i from 0 to n - 1.
     """
     if shard is None:
         return tuple(trials)
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
-    if not found or int(found[1]) >= int(found[2]):
-        raise ConfigError(
-            f"`convergence.shard` is `{shard}`, expected `i/n` with i from 0 to n - 1",
-            remedy="of four commands the first one is `--shard 0/4`, the last `--shard 3/4`",
-            code="shard",
-        )
-    return tuple(trials[int(found[1]) :: int(found[2])])
+    return Shard.parse(shard, "convergence.shard").share(trials)
 
 
 def fold_of_replicate(settings: ConvergenceConfig, replicate: int) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle, islice
 
-from mim3d.config.sections import Triple
+from mim3d.config.data import Triple
 from mim3d.workflows.plan.machines import Hardware
 from mim3d.workflows.plan.trace import Op
 

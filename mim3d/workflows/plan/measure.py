@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mim3d.config.sections import OptimConfig
+from mim3d.config.training import OptimConfig
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream, generator
 from mim3d.objectives.base import Moment, Task

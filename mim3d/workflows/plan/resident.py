@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from mim3d.config.sections import DataConfig
-from mim3d.data.crops import OpenCase, SamplingPlan
+from mim3d.config.data import DataConfig
+from mim3d.data.crops import OpenCase
 from mim3d.data.feed import share
 from mim3d.data.room import AHEAD, RESERVE, Room, fitting
+from mim3d.data.sampling import SamplingPlan
 from mim3d.data.visits import VisitPlan
 from mim3d.data.workers import SLOTS
 from mim3d.foundation.errors import ResourceError

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from mim3d.config.sections import Triple
+from mim3d.config.data import Triple
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models import attention

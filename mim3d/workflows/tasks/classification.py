@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.body import Air, body_mask
@@ -22,15 +22,18 @@ from mim3d.evaluation.predictions import Prediction, write_predictions
 from mim3d.evaluation.regression import score_numbers
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Reporter
-from mim3d.inference.classifier import Answer, answers, mean_outputs, numbers
+from mim3d.inference.classifier import Answer, answers, mean_outputs, numbers, patch_of_body
 from mim3d.inference.seen import Seen
 from mim3d.inference.windows import check_inference
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.classification import Classification
+from mim3d.training.fabric import processes
 from mim3d.training.run import Run
 from mim3d.training.validation import Validator
-from mim3d.workflows.loading import TARGETS, classifier_network
+from mim3d.workflows.case_facts import volume_grids
+from mim3d.workflows.networks import classifier_network
+from mim3d.workflows.run_record import TARGETS
 
 VALIDATION = "validation.csv"
 """What the last look said of every case that judges, as `mim3d predict` writes it."""
@@ -55,6 +58,7 @@ class _WholeVolumes:
     def __init__(self, config: FinetuneConfig, store: Store) -> None:
         self.config, self.store = config, store
         self.targets = asked_names(config.classification.target, store)
+        self.table: tuple[AskedTarget, ...] = ()  # of the cases `build` is told of
         check_blending(config)
 
     @staticmethod
@@ -65,16 +69,27 @@ class _WholeVolumes:
 
     def build(self, cases: Sequence[str]) -> tuple[Task, VolumeViT]:
         """The task with a fresh network."""
-        table = self._table(cases)
-        network = classifier_network(self.config, table)
-        return Classification(network, self.config.classification, table), network.encoder
+        self.table = self._table(cases)
+        network = classifier_network(self.config, self.table)
+        task = Classification(network, self.config.classification, self.table)
+        if task.guide is not None:
+            task.remember(volume_grids(self.store, cases))
+        return task, network.encoder
 
     def record(self, cases: Sequence[str]) -> dict[str, Any]:
         """What the outputs stand for."""
         return {TARGETS: [one.as_json() for one in self._table(cases)]}
 
     def begin(self, feed: Feed, reporter: Reporter) -> None:
-        """Nothing."""
+        """Tells what is learned, and warns of classes that no training case has."""
+        for one in self.table:
+            reporter.say(_learned(one))
+            for value, count in zip(one.classes or (), one.counts, strict=True):
+                if not count:
+                    reporter.warn(
+                        f"class {value:g} of `{one.name}` has no training case: it will never be "
+                        "predicted"
+                    )
 
     def validators(
         self, run: Run, judging: Sequence[str], choosing: Sequence[str]
@@ -101,8 +116,9 @@ class _WholeVolumes:
 
     def told(self, scores: Mapping[str, float]) -> str:
         """The scores that are defined."""
+        errors = [name for name in scores if name.startswith("mae of ")]
         return "validation " + ", ".join(
-            f"{name} {scores[name]:.3f}" for name in SAID if name in scores
+            f"{name} {scores[name]:.3f}" for name in (*SAID, *errors) if name in scores
         )
 
     def _table(self, cases: Sequence[str]) -> tuple[AskedTarget, ...]:
@@ -122,16 +138,28 @@ class RegressionTraining(_WholeVolumes):
 
 SAID = ("auc", "accuracy", "balanced_accuracy", "mae", "pearson", "loss")
 """Scores that are told in the end; the log has all."""
+IN_UNITS = ("mae",)
+"""Scores in the target's own unit, of which there is no mean over targets."""
 
 
 def check_blending(config: FinetuneConfig) -> None:
     """Raises `ConfigError` where crops are to be blended and each comes alone."""
-    if config.classification.mixup and config.training.batch_size <= config.training.accumulation:
+    training, world = config.training, processes().world
+    if config.classification.mixup and training.batch_size <= training.accumulation * world:
+        shared = f" to each of {world} processes" if world > 1 else ""
         raise ConfigError(
-            "`classification.mixup` blends crops that pass together, and each comes alone",
+            f"`classification.mixup` blends crops that pass together, and each comes alone{shared}",
             remedy="take a larger `--training.batch_size` or a smaller `--training.accumulation`",
             code="mixup",
         )
+
+
+def _learned(asked: AskedTarget) -> str:
+    """What a target is among the training cases."""
+    if asked.classes is None:
+        return f"learning `{asked.name}`: mean {asked.mean:.4g}, deviation {asked.deviation:.4g}"
+    pairs = zip(asked.classes, asked.counts, strict=True)
+    return f"learning `{asked.name}`: " + ", ".join(f"{value:g} ({n})" for value, n in pairs)
 
 
 def predictions_of(case_id: str, said: Sequence[Answer]) -> list[Prediction]:
@@ -161,12 +189,14 @@ def _look(config: FinetuneConfig, store: Store) -> Look:
     ) -> tuple[list[NDArray[np.float64]], dict[str, float]]:
         assert isinstance(task, Classification)
         network = task.network
+        patch = patch_of_body(network)
+        wants_body = config.inference.skip_air or patch is not None
         device = next(network.parameters()).device
         rows = []
         for case_id in cases:
             with store.open(case_id) as case:
-                seen = stored_volume(case, wants_body=config.inference.skip_air)
-            rows.append(mean_outputs(seen, network, config.inference, window, device))
+                seen = stored_volume(case, wants_body=wants_body)
+            rows.append(mean_outputs(seen, network, config.inference, window, device, patch=patch))
         found = numbers(task.table, torch.stack(rows))
         return found, scores_of(task.table, found, store, cases)
 
@@ -192,6 +222,9 @@ def scores_of(
 ) -> dict[str, float]:
     """Scores of answers: the mean over the targets, and of several each by itself too.
 
+    Of several targets the mean absolute error is told of each alone: years and millilitres have no
+    mean.
+
     Args:
         table: the targets.
         found: of each, probabilities `n k`, or numbers `n 1`.
@@ -213,6 +246,7 @@ def scores_of(
     }
     if len(each) == 1:
         return means
+    means = {name: value for name, value in means.items() if name not in IN_UNITS}
     apart = {
         f"{name} of {target}": value
         for target, scores in each.items()

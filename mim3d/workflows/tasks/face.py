@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.feed import Feed
 from mim3d.data.store import Store

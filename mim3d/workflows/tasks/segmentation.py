@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mim3d.config.sections import DataConfig, Triple
+from mim3d.config.data import DataConfig, Triple
 from mim3d.config.verbs import FinetuneConfig
-from mim3d.data.batch import IGNORE_INDEX
-from mim3d.data.classes import ClassTable
+from mim3d.data.classes import IGNORE_INDEX, ClassTable
 from mim3d.data.feed import Feed
 from mim3d.data.regions import RegionScheme
 from mim3d.data.store import Store, StoreCase
@@ -30,7 +29,7 @@ from mim3d.objectives.linear_start import start_linearly
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.training.run import Run
 from mim3d.training.validation import Validator
-from mim3d.workflows.loading import network_of, scheme_of
+from mim3d.workflows.networks import network_of, scheme_of
 from mim3d.workflows.tasks.curve import Curve
 
 PROBED = ("ridge", "linear")
@@ -199,6 +198,23 @@ def _case_dice(
         for slab in slabs(voxels, network, config.inference, sweep, spacing_mm=case.spacing_mm)
     ]
     prediction = np.concatenate(rows, axis=sweep.axis)
+    return dice_by_structure(prediction, labels, structures, classes)
+
+
+def dice_by_structure(
+    prediction: NDArray[np.integer[Any]],
+    labels: NDArray[np.uint8],
+    structures: Sequence[Structure],
+    classes: ClassTable,
+) -> dict[str, float]:
+    """Dice of the structures that are present or predicted; unlabelled voxels take no part.
+
+    Args:
+        prediction: `x y z`, label values; changed in place where nothing is labelled.
+        labels: `x y z`, class indices of the store.
+        structures: what is scored.
+        classes: the store's table.
+    """
     ignored = labels == IGNORE_INDEX
     reference = classes.to_value(np.where(ignored, 0, labels))
     prediction[ignored] = 0

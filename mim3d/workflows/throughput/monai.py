@@ -17,11 +17,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.objectives.masks import resting_ratio
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.tokens.patches import patchify

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, InferenceConfig
+from mim3d.config.inference import InferenceConfig
+from mim3d.config.task import DecoderConfig
 from mim3d.data.phantom import PhantomRule, make_volume
 from mim3d.data.volume import Volume
 from mim3d.evaluation.cases import score_case

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mim3d.config.sections import AugmentationConfig, DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.config.verbs import PreparationConfig, PrepareConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.data.feed import Feed, make_feed

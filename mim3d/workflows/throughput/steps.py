@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, OptimConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.task import DecoderConfig
+from mim3d.config.training import OptimConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mim3d.config.sections import DecoderConfig, EncoderConfig, PretextConfig, SegmentationConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
 from mim3d.data.batch import CropBatch
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Task
-from mim3d.objectives.masked import MaskedAutoencoder, SimMIM
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.objectives.segmentation import Segmentation
+from mim3d.objectives.simmim import SimMIM
 from mim3d.workflows.throughput import monai
 from mim3d.workflows.throughput.inputs import CLASSES, batches
 from mim3d.workflows.throughput.stage import Scene, Stage

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from training_logs import write_log
 
-from mim3d.config.sections import EncoderConfig, TrainingConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.workflows.convergence import bench as module
 from mim3d.workflows.convergence.arms import Arm
-from mim3d.workflows.convergence.begun import begun
 from mim3d.workflows.convergence.bench import (
     Bench,
     Busy,
@@ -26,14 +26,8 @@ from mim3d.workflows.convergence.bench import (
     training_seconds,
 )
 from mim3d.workflows.convergence.harness import about
-from mim3d.workflows.convergence.health import (
-    last_levels,
-    why_collapsed,
-    why_hopeless,
-    why_unlearnt,
-)
 from mim3d.workflows.convergence.plan import ArmPlan, Cost, Plan, read_plan
-from mim3d.workflows.convergence.trials import Trial, all_trials, check_starts, shard_of
+from mim3d.workflows.convergence.trials import Trial, all_trials, check_starts
 from mim3d.workflows.result import Result
 
 ALIVE = {"crops_rank": 7.0, "crops_spread": 0.3, "crops_cosine": 0.9}
@@ -371,122 +365,6 @@ def begin(folder, init):
     (folder / "config.yaml").write_text(f"init: runs/{init}\n")
 
 
-def test_runs_are_found_by_arm_whatever_is_left_of_them(tmp_path):
-    names = {
-        "finetune": ["mae-labels0.05-0", "mae-labels1e-05-11", "mae-x-labels5-0", "maelabels5-0"],
-        "records": ["mae-labels5-2.json", "mae-labels0.05-0.json", "wide-labels5-0.json"],
-        "pretrain": ["mae-seed0", "mae-seed3-fold4", "mae-x-seed0"],
-        "pretrained": ["mae-seed0.json", "mae-seed7.json"],
-        "tune": ["mae-lr0.001", "mae-lr3e-05-fold2", "mae-x-lr0.1"],
-    }
-    for folder, listed in names.items():
-        for name in listed:
-            path = tmp_path / folder / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("{}") if path.suffix == ".json" else path.mkdir()
-
-    found = {(run.sort, run.name): run for run in begun(tmp_path, "mae")}
-
-    assert set(found) == {
-        ("finetune", "mae-labels0.05-0"), ("finetune", "mae-labels1e-05-11"),
-        ("finetune", "mae-labels5-2"), ("pretrain", "mae-seed0"), ("pretrain", "mae-seed3-fold4"),
-        ("pretrain", "mae-seed7"), ("tune", "mae-lr0.001"), ("tune", "mae-lr3e-05-fold2"),
-    }  # fmt: skip
-    assert found["finetune", "mae-labels1e-05-11"].replicate == 11
-    assert found["tune", "mae-lr3e-05-fold2"].fold == 2
-    assert begun(tmp_path / "none", "mae") == ()
-
-
-def test_trials_go_by_labels_then_replicate_then_arm_and_shards_part_them():
-    settings = ConvergenceConfig(labels=(0.05, 5), replicates=2)
-    arms = [Arm(name, "other", FinetuneConfig()) for name in ("a", "b", "c")]
-
-    trials = all_trials(arms, settings)
-    shards = [shard_of(trials, f"{i}/5") for i in range(5)]
-
-    assert [trial.name for trial in trials[:4]] == [
-        "a-labels0.05-0", "b-labels0.05-0", "c-labels0.05-0", "a-labels0.05-1",
-    ]  # fmt: skip
-    assert trials[-1].name == "c-labels5-1"
-    assert sorted(sum(shards, ()), key=trials.index) == list(trials)
-    for wrong in ("5/5", "1", "a/b", "-1/2"):
-        with pytest.raises(ConfigError, match="expected `i/n`"):
-            shard_of(trials, wrong)
-
-
-@pytest.mark.parametrize(
-    "change", [{"labels": ()}, {"labels": (5, 5)}, {"replicates": 0}, {"rates": (0.1, 0.1)}]
-)
-def test_a_matrix_that_makes_no_sense_is_refused(change):
-    with pytest.raises(ConfigError, match=f"`convergence.{next(iter(change))}`"):
-        all_trials([], ConvergenceConfig(**change))
-
-
-@pytest.mark.parametrize(
-    ("rank", "spread", "cosine", "is_dead"),
-    [
-        (1.9, 0.5, 0.1, True),
-        (float("nan"), 0.5, 0.1, True),
-        (5.0, 0.009, 0.996, True),
-        (5.0, 0.011, 0.999, False),
-        (5.0, 0.009, 0.994, False),
-        (2.0, 0.3, 0.9, False),
-    ],
-)
-def test_features_are_dead_by_rank_or_by_cosine_with_spread(rank, spread, cosine, is_dead):
-    health = {"crops_rank": rank, "crops_spread": spread, "crops_cosine": cosine}
-
-    assert (why_collapsed(health) is not None) == is_dead
-
-
-def write_log(folder, *lines):
-    folder.mkdir(parents=True, exist_ok=True)
-    told = [{"kind": "train", "seconds_a_step": 0.5, **line} for line in lines]
-    other = {"kind": "validation", "step": 99, "loss": 77.0}
-    text = "\n".join(json.dumps(line) for line in (other, *told))
-    (folder / "log.jsonl").write_text(text + '\n{"kind": "train", "st')  # killed while it wrote
-
-
-def test_the_last_levels_are_means_by_steps_over_the_last_tenth(tmp_path):
-    write_log(
-        tmp_path,
-        {"step": 80, "loss": 9.0, "chance": 9.0},
-        {"step": 92, "loss": 4.0, "chance": 3.0},  # of steps 81 to 92
-        {"step": 100, "loss": 2.0, "chance": 1.0},  # of 8 steps
-    )
-
-    assert last_levels(tmp_path) == pytest.approx({"loss": 3.2, "chance": 2.2})
-    assert last_levels(tmp_path / "none") == {}
-
-
-def test_a_loss_that_was_not_a_number_is_one_in_the_levels(tmp_path):
-    write_log(tmp_path, {"step": 100, "loss": None, "mean_predictor": 1.0})
-
-    levels = last_levels(tmp_path)
-
-    assert math.isnan(levels["loss"])
-    assert why_unlearnt(levels, 100) is not None
-
-
-@pytest.mark.parametrize(
-    ("levels", "why"),
-    [
-        ({"loss": 3.135, "chance": math.log(23)}, "3.135 is not 2 % below 3.135 of guessing"),
-        ({"loss": 3.115, "chance": math.log(23)}, "3.115 is not 2 % below 3.135 of guessing"),
-        ({"loss": 3.0, "chance": math.log(23)}, None),
-        ({"loss": 1.0, "mean_predictor": 1.0}, "1 is not below 1 of predicting the mean"),
-        ({"loss": 0.999, "mean_predictor": 1.0}, None),
-        ({"loss": 7.0}, None),
-        ({}, None),
-    ],
-)
-def test_a_pre_training_that_knows_nothing_of_its_task_is_told_of(levels, why):
-    found = why_unlearnt(levels, 91)
-
-    assert found == (None if why is None else f"learned nothing: loss {why}")
-    assert why_unlearnt(levels, 19) is None
-
-
 def test_a_pre_training_that_ends_at_guessing_counts_and_says_so(tmp_path, fakes):
     bench = bench_in(tmp_path)
     write_log(tmp_path / "pretrain" / "mae-seed0", {"step": 40, "loss": 3.1, "chance": 3.135})
@@ -495,11 +373,6 @@ def test_a_pre_training_that_ends_at_guessing_counts_and_says_so(tmp_path, fakes
 
     assert record.dead is None, "without it a baseline would be gone"
     assert record.pretraining.facts["chance"] == pytest.approx(3.135)
-
-
-def test_a_dice_below_a_hundredth_is_hopeless():
-    assert why_hopeless(0.0099) == "Dice 0.0099 after the last step"
-    assert why_hopeless(0.01) is None
 
 
 def test_seconds_of_training_are_those_of_steps_alone(tmp_path):

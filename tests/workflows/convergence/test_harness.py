@@ -13,7 +13,8 @@ import pytest
 from small_benchmark import make_store, write_benchmark
 
 from mim3d.cli.main import main
-from mim3d.config.reading import load, read_config
+from mim3d.config.nodes import load
+from mim3d.config.reading import read_config
 from mim3d.config.verbs import BenchmarkConfig
 from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, ExitCode, Interrupted, UserError

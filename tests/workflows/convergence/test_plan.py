@@ -9,25 +9,22 @@ from pathlib import Path
 import pytest
 from small_benchmark import make_store
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.config.parts import section_of
-from mim3d.config.reading import read_config, to_mapping
-from mim3d.config.sections import (
-    DataConfig,
-    DecoderConfig,
-    EncoderConfig,
-    PretextConfig,
-    TrainingConfig,
-)
+from mim3d.config.reading import read_config
+from mim3d.config.task import DecoderConfig
+from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import BenchmarkConfig, ConvergenceConfig, FinetuneConfig, PretrainConfig
+from mim3d.config.writing import to_mapping
 from mim3d.data.store.layout import write_record
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Silent
-from mim3d.training.lock import FolderLock
 from mim3d.workflows.convergence import follows, planning
-from mim3d.workflows.convergence import plan as plans
 from mim3d.workflows.convergence.arms import Arm, read_arms
 from mim3d.workflows.convergence.cost import StepCost, step_cost
-from mim3d.workflows.convergence.plan import Cost, Plan, Rate, held, read_plan, settle_rate
+from mim3d.workflows.convergence.plan import Cost, Plan, Rate, read_plan, settle_rate
 from mim3d.workflows.convergence.planning import (
     make_plan,
     matched_steps,
@@ -406,29 +403,6 @@ def test_the_first_process_decides_an_arms_rate(tmp_path, costs):
 
     assert settle_rate(tmp_path, "mae", None, Rate(2e-3, {}), Silent()) == first
     assert read_plan(tmp_path).rates == {"mae": first, "mae fold 3": other}
-
-
-def test_who_waits_for_the_plan_says_once_for_what(tmp_path, monkeypatch):
-    said, slept = [], []
-    lock = FolderLock(tmp_path)
-    lock.take()
-
-    class Says(Silent):
-        def say(self, text):
-            said.append(text)
-
-    def sleep(seconds):
-        slept.append(seconds)
-        if len(slept) == 3:
-            lock.release()
-
-    monkeypatch.setattr(plans.time, "sleep", sleep)
-    with held(tmp_path, Says()):
-        assert len(slept) == 3
-
-    assert len(said) == 1
-    assert "waiting: run folder" in said[0]
-    assert "is in use by process" in said[0]
 
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
 from mim3d.config.plan import PretrainPlanConfig
-from mim3d.config.sections import DataConfig, EncoderConfig
 from mim3d.workflows.plan import machines
 from mim3d.workflows.plan.measure import measure_step, synthetic_batch
 from mim3d.workflows.plan.subject import subject_of

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mim3d.config.sections import DataConfig
+from mim3d.config.data import DataConfig
 from mim3d.data.feed import share
 from mim3d.data.room import AHEAD, RESERVE
 from mim3d.data.workers import SLOTS

@@ -12,21 +12,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mim3d.config.sections import (
-    DecoderConfig,
-    EncoderConfig,
-    PretextConfig,
-    SegmentationConfig,
-    Triple,
-)
+from mim3d.config.data import Triple
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.randomness import RandomStream
 from mim3d.models import attention
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Task
-from mim3d.objectives.masked import MaskedAutoencoder, SimMIM
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.objectives.segmentation import Segmentation
+from mim3d.objectives.simmim import SimMIM
 from mim3d.workflows.plan import trace
 from mim3d.workflows.plan.trace import Trace, trace_step, without_content
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from archives import shapes, write_archive
-from preparing import config_with
+from preparing import Recorder, config_with
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.inference import InferenceConfig
 from mim3d.config.plan import FinetunePlanConfig
-from mim3d.config.sections import (
-    ClassificationConfig,
-    DataConfig,
-    EncoderConfig,
-    InferenceConfig,
-    OptimConfig,
-    TrainingConfig,
-)
+from mim3d.config.task import ClassificationConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.config.verbs import FinetuneConfig, PredictConfig
+from mim3d.data.asked_target import AskedTarget
 from mim3d.data.prepare import prepare_store
 from mim3d.data.store import open_store
 from mim3d.evaluation.predictions import read_predictions
@@ -31,7 +30,7 @@ from mim3d.workflows.finetune import finetune, resolved
 from mim3d.workflows.loading import load_classifier, load_segmenter
 from mim3d.workflows.plan.subject import subject_of
 from mim3d.workflows.predict import predict
-from mim3d.workflows.tasks.classification import VALIDATION
+from mim3d.workflows.tasks.classification import VALIDATION, ClassificationTraining, scores_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*an array says neither voxel size")
 
@@ -151,11 +150,18 @@ def test_crops_lie_anywhere_unless_it_is_said_otherwise(store: Path) -> None:
     assert resolved(body, opened).data.placement == "body"
 
 
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        ClassificationConfig(mixup=0.4, keep=0.5, dropout=0.2, class_weights="balanced"),
+        ClassificationConfig(keep=0.5, keep_by="attention", keep_at_test=True),
+    ],
+    ids=["blends-kept-dropout", "attention"],
+)
 def test_an_interrupted_run_ends_with_the_same_weights(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: ClassificationConfig
 ) -> None:
-    """With everything drawn: blends, kept tokens, dropout."""
-    drawn = ClassificationConfig(mixup=0.4, keep=0.5, dropout=0.2, class_weights="balanced")
+    """With everything drawn, or led by maps that are in the checkpoint."""
     config = config_of(store, 4, classification=drawn)
     finetune(config, out=str(tmp_path / "whole"), reporter=Silent())
 
@@ -215,6 +221,57 @@ def test_blends_need_more_than_one_crop_at_a_time(store: Path) -> None:
 
     with pytest.raises(ConfigError, match="each comes alone"):
         finetune(config, dry_run=True, reporter=Silent())
+
+
+def test_blends_need_more_than_one_crop_of_each_process(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(
+        store,
+        classification=ClassificationConfig(mixup=0.2),
+        training=TrainingConfig(steps=1, batch_size=4, accumulation=2),
+    )
+    finetune(config, dry_run=True, reporter=Silent())
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1",
+                        "LOCAL_WORLD_SIZE": "2"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigError, match="each comes alone"):
+        finetune(config, dry_run=True, reporter=Silent())
+
+
+def test_numbers_of_different_units_have_no_mean_error() -> None:
+    rng = np.random.default_rng(0)
+    table = (AskedTarget("age", None, 40.0, 10.0), AskedTarget("volume", None, 1e6, 1e5))
+    truth = np.stack([40 + 10 * rng.normal(size=9), 1e6 + 1e5 * rng.normal(size=9)], axis=1)
+    said = truth + np.array([2.0, -3e4])
+    known = {f"c{i}": {"age": row[0], "volume": row[1]} for i, row in enumerate(truth)}
+    store = SimpleNamespace(entry=lambda case: SimpleNamespace(targets=known[case]))
+
+    scores = scores_of(table, [said[:, :1], said[:, 1:]], store, list(known))  # type: ignore[arg-type]
+
+    assert "mae" not in scores
+    assert scores["mae of age"] == pytest.approx(2)
+    assert scores["mae of volume"] == pytest.approx(3e4)
+    assert scores["loss"] == pytest.approx((0.2**2 + 0.3**2) / 2)  # of deviations
+    assert scores["pearson"] == pytest.approx(1)
+
+
+def test_a_run_tells_what_it_learns_of_whom_and_warns_of_a_class_without_cases(
+    store: Path, tmp_path: Path
+) -> None:
+    heard = Recorder()
+    kind = ClassificationTraining(config_of(store), open_store(store))
+    kind.store.entries = {
+        case: replace(entry, targets={"label": 2.0 if entry.part == "validation" else place % 2})
+        for place, (case, entry) in enumerate(kind.store.entries.items())
+    }
+
+    kind.build(kind.store.ids("training"))
+    kind.begin(None, heard)  # type: ignore[arg-type]
+
+    assert any("`label`: 0 (8), 1 (8), 2 (0)" in line for line in heard.lines)
+    assert any("class 2 of `label` has no training case" in text for text in heard.warnings)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

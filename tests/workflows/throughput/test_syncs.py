@@ -5,17 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mim3d.config.sections import (
-    DecoderConfig,
-    EncoderConfig,
-    GuideConfig,
-    PretextConfig,
-    SegmentationConfig,
-)
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import GuideConfig, PretextConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder, SimMIM
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.objectives.segmentation import Segmentation
+from mim3d.objectives.simmim import SimMIM
 from mim3d.workflows.throughput.inputs import batches, moment
 from mim3d.workflows.throughput.syncs import host_syncs
 

@@ -8,15 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from mim3d.config.sections import (
-    DecoderConfig,
-    EncoderConfig,
-    PretextConfig,
-    SegmentationConfig,
-)
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
+from mim3d.config.task import DecoderConfig, SegmentationConfig
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.masked import MaskedAutoencoder
+from mim3d.objectives.mae import MaskedAutoencoder
 from mim3d.objectives.segmentation import Segmentation
 from mim3d.workflows.throughput.inputs import batches
 from mim3d.workflows.throughput.work import Work, forward_flop, step_flop

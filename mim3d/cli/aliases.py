@@ -1,0 +1,43 @@
+"""Short names of settings on the command line."""
+
+from __future__ import annotations
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "seed": ("training.seed",),
+    "device": ("training.device", "throughput.device"),
+    "precision": ("training.precision",),
+    "steps": ("training.steps",),
+    "store": ("data.store", "convergence.store"),
+    "labels": ("data.labels",),
+    "fold": ("data.fold",),
+    "workers": ("data.workers", "prepare.workers"),
+    "spacing_mm": ("prepare.spacing_mm",),
+    "modality": ("prepare.modality",),
+    "pattern": ("prepare.pattern",),
+    "case_ids": ("prepare.case_ids",),
+    "keep_paths": ("prepare.keep_paths",),
+    "verify": ("prepare.verify",),
+    "save_probabilities": ("inference.save_probabilities",),
+    "allow_missing": ("evaluation.allow_missing",),
+    "series": ("read.series",),
+    "gpu": ("plan.gpu",),
+    "devices": ("plan.devices",),
+    "volumes": ("plan.volumes",),
+    "epochs": ("plan.epochs",),
+    "stages": ("throughput.stages",),
+    "quick": ("throughput.quick",),
+    "repeats": ("throughput.repeats",),
+    "threads": ("training.threads", "throughput.threads"),
+    "shard": ("convergence.shard",),
+    "level": ("embed.level",),
+    "part": ("embed.part",),
+    "readers": ("probe.readers",),
+    "judge": ("probe.judge",),
+    "port": ("view.port",),
+    "browser": ("view.browser",),
+    "section": ("convert.section",),
+    "key_map": ("convert.key_map",),
+    "layout": ("convert.layout",),
+    "inflate": ("convert.inflate",),
+}
+"""Short names: each stands for the first of its settings that the verb has."""
