@@ -201,7 +201,7 @@ class StopsAt:
         pass
 
     def progress(self, done, total, text):
-        if not self.is_sent and text.startswith(f"{self.run_name} ") and done >= self.step:
+        if not self.is_sent and text.startswith(f"{self.run_name}: ") and done >= self.step:
             self.is_sent = True
             os.kill(os.getpid(), 15)
 

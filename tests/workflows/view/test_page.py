@@ -71,6 +71,14 @@ class Page:
         self.page.wait_for_selector(f'#stage[data-ready="{case}"]', state="attached")
         return self
 
+    def until(self, expression):
+        """Waits for it to hold; asked from here, as the page's policy lets it evaluate no text."""
+        for _ in range(PATIENCE // 50):
+            if self.page.evaluate(expression):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(f"never held: {expression}")
+
     def pixels(self):
         return self.page.evaluate(MIDDLE)
 
@@ -139,9 +147,7 @@ def test_a_class_is_hidden_by_a_click_and_its_colour_goes(viewed):
 
 def test_a_difference_is_drawn_where_label_and_prediction_disagree(viewed):
     viewed.page.locator(".overlay:has-text('difference') input[type=checkbox]").check()
-    viewed.page.wait_for_function(
-        "[...window.mim3d.stage.overlays.keys()].some(k => /compare/.test(k))"
-    )
+    viewed.until("[...window.mim3d.stage.overlays.keys()].some(k => /compare/.test(k))")
 
     assert viewed.pixels()["coloured"] > 0
     viewed.page.locator(".overlay:has-text('difference') input[type=checkbox]").uncheck()
@@ -172,12 +178,12 @@ def test_the_grey_window_changes_the_picture(viewed):
 
 def test_the_pictures_of_a_run_are_leafed_through(viewed):
     viewed.page.click("#tab-pictures")
-    viewed.page.wait_for_function("document.getElementById('picture').naturalWidth === 40")
+    viewed.until("document.getElementById('picture').naturalWidth === 40")
     last = viewed.page.get_attribute("#picture", "src")
     assert viewed.text("#step-name") == "step 100"
 
     viewed.page.locator("#step").press("ArrowLeft")
-    viewed.page.wait_for_function("document.getElementById('picture').naturalWidth === 40")
+    viewed.until("document.getElementById('picture').naturalWidth === 40")
 
     assert viewed.text("#step-name") == "step 0"
     assert viewed.page.get_attribute("#picture", "src") != last
