@@ -235,15 +235,16 @@ VERBS: dict[str, Verb] = {
     ),
     "export": Verb(
         summary="from a run or a store to what other programs read",
-        story="A run becomes a state dict that MONAI loads strictly (`monai`), a program that "
-        "needs none of our code (`onnx`, `torch-export`), or a folder in the Hugging Face layout "
-        "with a model card filled from the run (`hub-folder`), which `--init`, `VolumeViT.load` "
-        "and `UNETR.load` take by its path. A store becomes a raw data set of nnU-Net (`nnunet`). "
-        "What was written is compared with the network before it is kept.",
+        story="A run becomes a state dict that MONAI loads strictly (`monai`; rotary positions "
+        "have no place there), a program that needs none of our code (`onnx`, `torch-export`), or "
+        "a folder in the Hugging Face layout with a model card filled from the run "
+        "(`hub-folder`), which `--init`, `VolumeViT.load` and `UNETR.load` take by its path. A "
+        "store becomes a raw data set of nnU-Net (`nnunet`). What was written is "
+        "compared with the network before it is kept.",
         examples=(
             "mim3d export runs/finetune-hippocampus --format onnx --out segmenter.onnx",
             "mim3d export runs/pretrain-hippocampus --format hub-folder --out hub/hippocampus",
-            "mim3d export runs/pretrain-hippocampus --format monai --out encoder.pt",
+            "mim3d export runs/mimmed3d_mae_btcv --format monai --out encoder.safetensors",
             "mim3d export stores/hippocampus --format nnunet --out nnUNet_raw/Dataset004_Hippo",
         ),
         run=calls.run_export,

@@ -8,6 +8,7 @@ import exporting
 import pytest
 
 from mim3d.cli.main import main
+from mim3d.cli.verbs import VERBS
 from mim3d.config.export import ExportConfig, GraphConfig
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Silent
@@ -17,6 +18,18 @@ from mim3d.workflows.export.run import FORMS
 
 def test_every_format_of_runs_has_its_writer() -> None:
     assert set(RUN_FORMATS) == set(FORMS)
+
+
+def test_the_examples_of_its_help_name_files_that_it_would_write() -> None:
+    endings = {}
+    for line in VERBS["export"].examples:
+        words = line.split()
+        form = FORMS.get(words[words.index("--format") + 1])
+        if form is not None:  # else of a store
+            endings[Path(words[words.index("--out") + 1]).suffix] = form.ending or ""
+
+    assert endings
+    assert all(found == asked for found, asked in endings.items())
 
 
 @pytest.mark.parametrize(
