@@ -226,8 +226,11 @@ def _stopping(small: Small, folder: Path, coming: _Coming, say: Say) -> None:
     due = float("inf")
 
     def come() -> None:
-        has_come.set()
-        os.kill(os.getpid(), getattr(signal, coming.ending))
+        # Before it, this thread could wait for its turn while the training went on unasked.
+        try:
+            os.kill(os.getpid(), getattr(signal, coming.ending))
+        finally:
+            has_come.set()
 
     def count(task: object, arguments: object) -> None:
         calls[has_come.is_set() or time.time() >= due] += 1
