@@ -41,9 +41,15 @@ class ClassificationConfig:
     """Classes: `ce` is a softmax over those of each target; `bce` a sigmoid for each target, of
     which several may be true at once (0 and 1 alone). Numbers: error in deviations of the training
     cases. None is `ce` or `smooth_l1`."""
-    pool: Literal["mean", "class_token"] = "mean"
-    """What stands for a volume: the mean of its tokens, or the class token, which the encoder must
-    have."""
+    pool: Literal["mean", "statistics", "class_token"] = "mean"
+    """What stands for a volume: the mean of its tokens; that and their standard deviation, which
+    tells how much they differ; or the class token, which the encoder must have."""
+    norm: Literal["none", "batch"] = "none"
+    """Whether that is standardised before the last linear map: in training by the batch, of two
+    crops or more on all devices together, in prediction by what training went through."""
+    start: Literal["random", "linear"] = "random"
+    """Where the last map starts: at random; or from a linear probe of the initial encoder, fitted
+    before the first step to augmented crops, four of each training case on average."""
     dropout: float = 0.0
     """Dropout of that before the last linear map, in training only, 0 to below 1."""
     label_smoothing: float = 0.0

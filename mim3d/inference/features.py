@@ -19,10 +19,12 @@ from mim3d.data.volume import spacing_of
 from mim3d.inference.seen import Seen
 from mim3d.inference.sliding_window import Predictor, filled_up, window_crops
 from mim3d.inference.windows import Sweep, Triple, in_parts, plan_sweep
+from mim3d.models.classifier import Pool, no_class_token, pooled_tokens
 from mim3d.models.encoder_input import Spacing
 from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.vit import VolumeViT
 from mim3d.tokens.grid import TokenGrid
+from mim3d.tokens.patches import without_air
 
 
 class TokenReader(nn.Module):
@@ -73,6 +75,18 @@ class VolumeFeatures:
     def mean(self) -> Tensor:
         """The mean of the patches, `d`."""
         return self.patches.mean(dim=0)
+
+    def pooled(self, pool: Pool) -> Tensor:
+        """What stands for the volume, `d` or `2d`, as a classifier pools (`models.classifier`).
+
+        Raises:
+            ConfigError: a class token is asked for and there is none.
+        """
+        if pool != "class_token":
+            return pooled_tokens(self.patches[None], None, pool)[0]
+        if self.class_token is None:
+            raise no_class_token()
+        return self.class_token
 
     def centres_mm(self, affine: NDArray[np.float64]) -> NDArray[np.float64]:
         """The middle of each patch in millimetres of the world (RAS+), `n 3`.
@@ -126,6 +140,7 @@ def encode_volume(
     patch: Triple,
     window: Triple,
     device: torch.device | str,
+    drop_air: bool = False,
 ) -> VolumeFeatures:
     """The features of a volume.
 
@@ -137,9 +152,14 @@ def encode_volume(
         patch: voxels of a patch.
         window: voxels of a window; a smaller volume is filled up to it.
         device: where windows are encoded.
+        drop_air: of an encoder that never saw patches without body: they are padding to it here
+            too, and have no feature, where the body is known.
     """
     sweep = aligned_sweep(seen.shape, window, patch, config.overlap, seen.body)
     voxels, valid = filled_up(seen.voxels, sweep)
+    body = None
+    if drop_air and seen.body is not None:
+        body, _ = filled_up(torch.from_numpy(seen.body), sweep)
     device = torch.device(device)
     spacing = torch.tensor(spacing_of(seen.affine), dtype=torch.float32, device=device)
     counts = TokenGrid.over(sweep.size, patch).counts
@@ -149,6 +169,11 @@ def encode_volume(
     class_token: Tensor | None = None
     for starts in in_parts(sweep.starts, config.windows_per_batch):
         crops, known = window_crops(voxels, valid, sweep, starts, seen.as_seen, device)
+        shown = torch.ones(len(starts), *across.counts, dtype=torch.bool)
+        if body is not None:
+            holds = torch.stack([body[sweep.box(start)] for start in starts]).to(device)
+            known = without_air(known, holds, patch)
+            shown = (F.max_pool3d(known[:, None].float(), patch, patch)[:, 0] > 0).cpu()
         found = read(crops, spacing.expand(len(starts), 3), known).float().cpu()
         extra, tokens = found[:, : found.shape[1] - across.n], found[:, -across.n :]
         if sums is None:
@@ -156,10 +181,11 @@ def encode_volume(
         if extra.shape[1]:
             total = extra[:, 0].sum(dim=0)
             class_token = total if class_token is None else class_token + total
-        for start, one in zip(starts, tokens, strict=True):
+        for start, one, there in zip(starts, tokens, shown, strict=True):
             box = _box(start, patch, across.counts)
-            sums[box] += one.reshape(*across.counts, -1)
-            seen_by[box] += 1
+            rows = one.reshape(*across.counts, -1)
+            sums[box] += torch.where(there[..., None], rows, rows.new_zeros(()))
+            seen_by[box] += there
     assert sums is not None  # there is always one window
     grid = TokenGrid.over(seen.shape, patch)
     inside = _box([side.start for side in sweep.inside], patch, grid.counts)

@@ -9,15 +9,21 @@ from torch import Tensor, nn
 
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.encoder_input import Spacing
+from mim3d.models.gathering import batch_moments
 from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.looks import kept_tokens, received, spread
 from mim3d.models.vit import VolumeViT
 from mim3d.tokens.masking import TokenSplit
 from mim3d.tokens.patches import cut_crop
 
-Pool = Literal["mean", "class_token"]
+Pool = Literal["mean", "statistics", "class_token"]
 KeepBy = Literal["chance", "attention"]
 Polarity = Literal["high", "low"]
+
+SMALLEST_VARIANCE = 1e-6
+"""Added to variances: a root has no slope at 0."""
+FOLLOWED = 0.05
+"""Share of a batch in the running mean and variance."""
 
 
 class VolumeHead(nn.Module):
@@ -26,15 +32,34 @@ class VolumeHead(nn.Module):
     Args:
         width: of a token.
         outputs: of the linear map.
-        pool: the mean of the valid tokens, or the class token.
+        pool: what stands for a volume (`pooled`).
         dropout: of what is pooled, in training.
+        standardises: whether what is pooled is brought to mean 0 and deviation 1 first: in training
+            by the batch of all processes (Ioffe and Szegedy, 2015), else by `mean` and `deviation`,
+            which follow the batches.
+
+    What all volumes have in common is most of what is pooled, and a step of the encoder moves all
+    of them alike; without that norm the map mistakes it for an answer.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(
-        self, width: int, outputs: int, *, pool: Pool = "mean", dropout: float = 0.0
+        self,
+        width: int,
+        outputs: int,
+        *,
+        pool: Pool = "mean",
+        dropout: float = 0.0,
+        standardises: bool = False,
     ) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool, self.standardises = pool, standardises
+        width = 2 * width if pool == "statistics" else width
+        if standardises:
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("deviation", torch.ones(width))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, outputs)
         # Small weights: the first answers are about even, whatever the pooled vector.
@@ -47,22 +72,57 @@ class VolumeHead(nn.Module):
         Under autocast too: of the few digits of bf16 many volumes would have the same answer, and
         their order decides the area under the ROC curve.
         """
-        features = self.dropout(pooled(states, self.pool).to(self.linear.weight.dtype))
+        features = pooled(states, self.pool).to(self.linear.weight.dtype)
         with torch.autocast(features.device.type, enabled=False):
-            outputs: Tensor = self.linear(features)
+            if self.standardises:
+                features = self._standardised(features)
+            outputs: Tensor = self.linear(self.dropout(features))
         return outputs
+
+    def _standardised(self, features: Tensor) -> Tensor:
+        if not self.training:
+            return (features - self.mean) / self.deviation
+        mean, variance = batch_moments(features)
+        deviation = (variance + SMALLEST_VARIANCE).sqrt()
+        with torch.no_grad():
+            self.mean.lerp_(mean, FOLLOWED)
+            squares = torch.lerp(self.deviation.square(), deviation.square(), FOLLOWED)
+            self.deviation.copy_(squares.sqrt())
+        return (features - mean) / deviation
 
 
 def pooled(states: HiddenStates, pool: Pool) -> Tensor:
-    """What stands for a volume, `b d`: the mean of its valid tokens, or its class token."""
+    """What stands for a volume, `b d` or `b 2d`.
+
+    Args:
+        states: of volumes.
+        pool: the mean of the valid tokens; that and their standard deviation, which tells how much
+            they differ (statistics pooling, Snyder et al., 2017; Okabe et al., arXiv:1803.10963);
+            or the class token.
+    """
     if pool == "class_token":
         assert states.prefix is not None  # `VolumeClassifier` has looked
         return states.prefix[:, 0]
-    if states.token_valid is None:
-        return states.tokens.mean(dim=1)
-    valid = states.token_valid[..., None]
-    total = torch.where(valid, states.tokens, states.tokens.new_zeros(())).sum(dim=1)
-    return total / valid.sum(dim=1).clamp_min(1)
+    return pooled_tokens(states.tokens, states.token_valid, pool)
+
+
+def pooled_tokens(
+    tokens: Tensor, valid: Tensor | None, pool: Literal["mean", "statistics"]
+) -> Tensor:
+    """As `pooled`, of tokens `b n d`, of which those are `valid`, `b n` bool; None is all."""
+    mean = _mean(tokens, valid)
+    if pool == "mean":
+        return mean
+    squares = _mean((tokens - mean[:, None]).square(), valid)
+    return torch.cat([mean, (squares + SMALLEST_VARIANCE).sqrt()], dim=1)
+
+
+def _mean(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Of the valid ones, `b n d` to `b d`."""
+    if valid is None:
+        return tokens.mean(dim=1)
+    total = torch.where(valid[..., None], tokens, tokens.new_zeros(())).sum(dim=1)
+    return total / valid.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 class Looked(NamedTuple):
@@ -84,6 +144,7 @@ class VolumeClassifier(nn.Module):
         outputs: of the last map: classes, labels or numbers.
         pool: what stands for a volume.
         dropout: before the last map, 0 to below 1, in training alone.
+        standardises: whether what is pooled is standardised (`VolumeHead`).
         drop_air: whether callers mark patches without body as padding (`without_air`), and padding
             does not pass the encoder.
         keep: share of the valid tokens that the encoder sees, above 0 to 1, where it is given keys.
@@ -104,6 +165,7 @@ class VolumeClassifier(nn.Module):
         *,
         pool: Pool = "mean",
         dropout: float = 0.0,
+        standardises: bool = False,
         drop_air: bool = False,
         keep: float = 1.0,
         keep_by: KeepBy = "chance",
@@ -112,12 +174,7 @@ class VolumeClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if pool == "class_token" and encoder.class_token is None:
-            raise ConfigError(
-                "`classification.pool class_token` needs an encoder with a class token",
-                remedy="train it with `--encoder.class_token true`, or take "
-                "`--classification.pool mean`",
-                code="class-token",
-            )
+            raise no_class_token()
         if not 0 <= dropout < 1:
             raise _beyond("dropout", dropout, "0 to below 1")
         if not 0 < keep <= 1:
@@ -132,7 +189,9 @@ class VolumeClassifier(nn.Module):
         self.keep, self.keep_at_test = keep, keep_at_test
         self.keep_by, self.keep_polarity = keep_by, keep_polarity
         self.encoder = encoder
-        self.decoder = VolumeHead(encoder.width, outputs, pool=pool, dropout=dropout)
+        self.decoder = VolumeHead(
+            encoder.width, outputs, pool=pool, dropout=dropout, standardises=standardises
+        )
 
     def forward(
         self,
@@ -202,6 +261,15 @@ class VolumeClassifier(nn.Module):
             split = kept_tokens(cut, keys, keep, weights, polarity=self.keep_polarity)
         states = seen(split, wants_attention=wants_attention)
         return Looked(self.decoder(states), states, split)
+
+
+def no_class_token() -> ConfigError:
+    """What to raise where a class token is asked for and there is none."""
+    return ConfigError(
+        "`classification.pool class_token` needs an encoder with a class token",
+        remedy="train it with `--encoder.class_token true`, or take `--classification.pool mean`",
+        code="class-token",
+    )
 
 
 def _beyond(name: str, value: float, expected: str) -> ConfigError:

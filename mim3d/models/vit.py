@@ -82,6 +82,8 @@ class VolumeViT(nn.Module):
         initialise(self, config.initialisation)
         if isinstance(self.embedding, ContrastEmbedding):
             self.embedding.initialise(config.initialisation)
+        if isinstance(self.embedding, ConvStem):
+            self.embedding.spread_biases()
 
     @classmethod
     def preset(cls, name: str, **fields: object) -> VolumeViT:

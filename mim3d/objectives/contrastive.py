@@ -10,10 +10,10 @@ from torch import Tensor
 from mim3d.config.objective import PretextConfig
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.gathering import gathered, rank_offset, world
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrastive_losses import chance, nt_xent, vicreg
-from mim3d.objectives.gathering import gathered, rank_offset, world
 from mim3d.objectives.heads import Projector, pooled
 from mim3d.objectives.health import embedding_logs
 from mim3d.objectives.views import split_views

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
+from mim3d.models.gathering import batch_moments
 from mim3d.models.hidden_states import HiddenStates
-from mim3d.objectives.gathering import gathered
 
 Norm = Literal["batch", "layer"]
 
@@ -42,9 +42,7 @@ class BatchNorm(nn.Module):
             together: whether those of all processes count, all of which must then call.
         """
         own = rows.float()
-        every = gathered(own) if together else own
-        mean = every.mean(dim=0)
-        variance = (every - mean).square().mean(dim=0)
+        mean, variance = batch_moments(own, together=together)
         normed = (own - mean) * (variance + VARIANCE_EPSILON).rsqrt()
         return (normed * self.weight + self.bias).to(rows.dtype)
 

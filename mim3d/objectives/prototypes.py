@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mim3d.config.objective import TeacherConfig
 from mim3d.foundation.errors import ConfigError
+from mim3d.models.gathering import world
 from mim3d.objectives.base import Moment
-from mim3d.objectives.gathering import world
 from mim3d.objectives.heads import Projector
 from mim3d.objectives.health import LENGTH_EPSILON
 

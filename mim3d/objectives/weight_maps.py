@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import UserError
+from mim3d.models.gathering import world
 from mim3d.objectives.base import Moment
-from mim3d.objectives.gathering import world
 from mim3d.tokens.grid import TokenGrid, Triple
 
 FIXED_POINT = 2.0**32

@@ -149,7 +149,7 @@ def _of_store(store: Store, frozen: FrozenEncoder, config: EmbedConfig) -> Itera
     frozen = frozen.for_channels(store.channel_names, f"`{store.path}`")
     for case_id in store.ids(config.embed.part):
         entry = store.entry(case_id)
-        see = partial(_stored_case, store, case_id, config.embed.skip_air)
+        see = partial(_stored_case, store, case_id, config.embed.skip_air or frozen.drops_air)
         yield _Job(case_id, frozen, see, entry.subject_id, entry.part, dict(entry.targets))
 
 
@@ -161,7 +161,8 @@ def _stored_case(store: Store, case_id: str, wants_body: bool) -> Seen:
 def _read_case(case: Case, frozen: FrozenEncoder, config: EmbedConfig) -> Seen:
     volume = read_images(case.images, align=config.align_channels, read=config.read)
     frozen.reader.check_channels(len(volume.voxels))
-    return seen_volume(volume, frozen.reader, wants_body=config.embed.skip_air)
+    wants_body = config.embed.skip_air or frozen.drops_air
+    return seen_volume(volume, frozen.reader, wants_body=wants_body)
 
 
 def _check(jobs: Sequence[_Job], out: Path, *, overwrite: bool) -> None:

@@ -36,6 +36,7 @@ class FrozenEncoder:
         reader: the network with its window and how its input is made; its rule is None where the
             run knows no preparation (converted weights).
         record: what the run keeps of its store.
+        drops_air: whether patches without body were left out of its training, and are here.
     """
 
     run: str
@@ -43,6 +44,7 @@ class FrozenEncoder:
     encoder: EncoderConfig
     reader: Segmenter
     record: dict[str, Any]
+    drops_air: bool = False
 
     @property
     def network(self) -> VolumeViT:
@@ -83,7 +85,17 @@ class FrozenEncoder:
             seen: the volume as the encoder sees it.
             config: overlap and windows a batch.
             window: voxels of a window; None is that of its training.
+
+        Raises:
+            UserError: its training left patches without body out, and it is not known what is air.
         """
+        if self.drops_air and seen.body is None:
+            raise UserError(
+                f"`{self.run}` was trained without patches of air, and it is not known what is air "
+                "in this volume",
+                remedy="prepare the cohort again",
+                code="no-air",
+            )
         with predicting(self.reader) as read:
             return encode_volume(
                 seen,
@@ -92,6 +104,7 @@ class FrozenEncoder:
                 patch=self.encoder.patch,
                 window=window or self.reader.window,
                 device=self.reader.device,
+                drop_air=self.drops_air,
             )
 
 
@@ -115,7 +128,9 @@ def load_encoder(
         WeightsError: its weights are no whole encoder.
     """
     record, config = load_preparation(run), encoder_of(run, checkpoint)
-    data = data_of(run, record)
+    said = config_of(run, record)
+    data = said.data
+    section = said.objective if isinstance(said, PretrainConfig) else said.classification
     encoder = VolumeViT(config)
     start_from(encoder, str(run), checkpoint, Silent())
     chosen = choose_device(device)
@@ -129,15 +144,15 @@ def load_encoder(
         precision=choose_precision(precision, chosen),
     )
     step = int(checkpoint_of(run, checkpoint).name)
-    return FrozenEncoder(str(run), step, config, reader, record)
+    return FrozenEncoder(str(run), step, config, reader, record, section.drop_air)
 
 
-def data_of(run: str | Path, record: dict[str, Any]) -> DataConfig:
-    """Which crops a run was trained on."""
+def config_of(run: str | Path, record: dict[str, Any]) -> PretrainConfig | FinetuneConfig:
+    """How a run was trained."""
     path = Path(run) / "config.yaml"
     if record["verb"] == "finetune":
-        return read_config(path, FinetuneConfig).data
-    return read_config(path, PretrainConfig).data
+        return read_config(path, FinetuneConfig)
+    return read_config(path, PretrainConfig)
 
 
 def window_of(encoder: EncoderConfig, data: DataConfig, record: dict[str, Any]) -> Triple:

@@ -36,6 +36,7 @@ def classifier_network(config: FinetuneConfig, table: Sequence[AskedTarget]) -> 
         sum(one.outputs for one in table),
         pool=said.pool,
         dropout=said.dropout,
+        standardises=said.norm == "batch",
         drop_air=said.drop_air,
         keep=said.keep,
         keep_by=said.keep_by,

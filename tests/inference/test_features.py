@@ -10,9 +10,11 @@ import torch
 
 from mim3d.config.encoder import EncoderConfig
 from mim3d.config.inference import InferenceConfig
-from mim3d.inference.features import TokenReader, aligned_sweep, encode_volume
+from mim3d.foundation.errors import ConfigError
+from mim3d.inference.features import TokenReader, VolumeFeatures, aligned_sweep, encode_volume
 from mim3d.inference.seen import Seen
 from mim3d.models.vit import VolumeViT
+from mim3d.tokens.grid import TokenGrid
 
 SHAPE, PATCH = (23, 19, 11), (4, 5, 3)
 SPACING = (0.7, 1.3, 2.1)
@@ -69,6 +71,42 @@ def test_windows_without_body_leave_their_patches_out():
 
     expected = sorted(itertools.product((2, 3), (2, 3), (0, 1)))
     assert [tuple(place) for place in found.places.tolist()] == expected
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_where_air_is_dropped_patches_without_body_are_padding_and_have_no_feature(overlap):
+    body = np.zeros(SHAPE, bool)
+    body[13, 17, 2] = body[2, 3, 1] = body[5, 3, 1] = (
+        True  # patches (3, 3, 0), (0, 0, 0), (1, 0, 0)
+    )
+    seen, shown = Seen(volume(), AFFINE, body=body), []
+
+    def read(voxels, spacing_mm, valid):
+        shown.append(valid)
+        return patch_means(voxels, spacing_mm, valid)
+
+    found = encode_volume(
+        seen, read, InferenceConfig(overlap=overlap, windows_per_batch=3),
+        patch=PATCH, window=(24, 20, 12), device="cpu", drop_air=True,
+    )  # fmt: skip
+
+    assert [tuple(place) for place in found.places.tolist()] == [(0, 0, 0), (1, 0, 0), (3, 3, 0)]
+    for place, row in zip(found.places.tolist(), found.patches, strict=True):
+        box = tuple(slice(i * edge, (i + 1) * edge) for i, edge in zip(place, PATCH, strict=True))
+        torch.testing.assert_close(row[:2], volume()[(slice(None), *box)].mean((1, 2, 3)))
+    (valid,) = shown
+    assert int(valid.sum()) == 3 * np.prod(PATCH) - 4 * 3  # (3, 3, 0) ends where the volume ends
+
+
+def test_a_volume_is_pooled_as_a_classifier_pools_it():
+    features = VolumeFeatures(
+        torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.zeros(2, 3), TokenGrid.over(SHAPE, PATCH)
+    )
+
+    assert features.pooled("mean").tolist() == [2.0, 5.0]
+    assert features.pooled("statistics").tolist() == pytest.approx([2.0, 5.0, 1.0, 0.001])
+    with pytest.raises(ConfigError, match="class token"):
+        features.pooled("class_token")
 
 
 def test_middles_in_millimetres_are_those_of_the_patches_own_voxels():

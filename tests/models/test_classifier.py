@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
-from mim3d.models.classifier import VolumeClassifier
+from mim3d.models.classifier import VolumeClassifier, pooled_tokens
 from mim3d.models.looks import kept_tokens
 from mim3d.models.vit import VolumeViT
 from mim3d.tokens.patches import cut_crop
@@ -46,6 +47,56 @@ def test_the_mean_is_over_patch_tokens_that_are_valid():
 
 
 @torch.no_grad()
+def test_statistics_are_mean_and_deviation_of_the_valid_tokens_standardised_by_constants():
+    network, voxels = _network(pool="statistics", standardises=True), _voxels()
+    valid = torch.ones((2, *SIZE), dtype=torch.bool)
+    valid[0, 4:] = False
+    head = network.decoder
+    torch.nn.init.normal_(head.mean)
+    torch.nn.init.uniform_(head.deviation, 0.5, 2.0)
+
+    outputs = network(voxels, valid=valid)
+
+    states = network.encoder(voxels, valid=valid)
+    rows = []
+    for tokens in (states.tokens[0, :16].numpy(), states.tokens[1].numpy()):
+        row = np.concatenate([tokens.mean(axis=0), tokens.std(axis=0)])
+        rows.append((row - head.mean.numpy()) / head.deviation.numpy())
+    expected = np.stack(rows) @ head.linear.weight.numpy().T + head.linear.bias.numpy()
+    np.testing.assert_allclose(outputs.numpy(), expected, atol=1e-4)
+
+
+def test_in_training_the_norm_is_that_of_torch_and_prediction_takes_what_it_went_through():
+    network, voxels = _network(pool="statistics", standardises=True), _voxels(5)
+    head = network.decoder
+    oracle = torch.nn.BatchNorm1d(48, affine=False, momentum=0.05, eps=1e-6)
+    network.encoder.eval()
+    head.train()
+    for _ in range(3):
+        states = network.encoder(voxels)
+        rows = pooled_tokens(states.tokens, None, "statistics")
+
+        outputs = head(states)
+
+        normed = oracle(rows)
+        torch.testing.assert_close(outputs, head.linear(normed), atol=1e-4, rtol=1e-4)
+        voxels = voxels * 1.5
+    torch.testing.assert_close(head.mean, oracle.running_mean)
+    # torch's running variance is that of b - 1, and starts at 1 as ours
+    ours = head.deviation.square()
+    drawn = oracle.running_var - 0.95**3
+    torch.testing.assert_close(ours - 0.95**3, drawn * 4 / 5, atol=1e-5, rtol=1e-3)
+
+
+def test_tokens_that_are_all_the_same_have_a_gradient_that_is_finite():
+    tokens = torch.ones(2, 5, 3, requires_grad=True)
+
+    pooled_tokens(tokens, None, "statistics").sum().backward()
+
+    assert torch.isfinite(tokens.grad).all()
+
+
+@torch.no_grad()
 def test_the_class_token_is_the_first_of_the_prefix():
     network, voxels = _network(class_token=True, pool="class_token"), _voxels()
 
@@ -57,7 +108,7 @@ def test_the_class_token_is_the_first_of_the_prefix():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pool", ["mean", "class_token"])
+@pytest.mark.parametrize("pool", ["mean", "statistics", "class_token"])
 def test_what_stands_in_padding_changes_no_answer(pool):
     network, voxels = _network(class_token=True, pool=pool), _voxels()
     valid = torch.ones((2, *SIZE), dtype=torch.bool)

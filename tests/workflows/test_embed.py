@@ -22,13 +22,15 @@ from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.data.store import open_store
 from mim3d.foundation.errors import ConfigError, ExitCode, UserError
 from mim3d.foundation.reporting import Silent
+from mim3d.tokens.patches import without_air
 from mim3d.workflows.embed import embed
 from mim3d.workflows.frozen import load_encoder
 from mim3d.workflows.prepare import prepare
 from mim3d.workflows.pretrain import pretrain
 from mim3d.workflows.probing.trained import random_run
+from mim3d.workflows.tasks.classification import stored_volume
 
-PATCH = (4, 5, 3)
+PATCH, FINE = (4, 5, 3), (2, 2, 3)
 RULE = PhantomRule(shape=(14, 13, 9), spacing_mm=(1.5, 1.2, 3.0), organs=1, tumour=False)
 CPU = {"device": "cpu", "precision": "fp32"}
 
@@ -90,6 +92,37 @@ def test_features_are_those_of_the_encoder_on_what_training_saw(made, tmp_path):
             np.testing.assert_allclose(file["patches/centres_mm"][first[place]], middle[:3])
         assert json.loads(file.attrs["encoder"])["width"] == 24
         assert file.attrs["step"] == 2
+
+
+def test_an_encoder_that_never_saw_air_is_not_shown_any(made, tmp_path):
+    objective = PretextConfig(
+        decoder_width=12, decoder_depth=1, decoder_heads=2, drop_air=True, mask_ratio=0.5
+    )
+    encoder = EncoderConfig(width=24, depth=2, heads=2, patch=FINE, default_spacing_mm=None)
+    data = DataConfig(store=str(made["store"]), crop_size=(14, 13, 9))
+    training = TrainingConfig(steps=1, batch_size=2, precision="fp32", device="cpu")
+    pretrain(
+        PretrainConfig(data=data, encoder=encoder, objective=objective, training=training,
+                       probes=ProbesConfig(every=0)),
+        out=str(tmp_path / "run"), reporter=Silent(),
+    )  # fmt: skip
+
+    embed(str(tmp_path / "run"), [str(made["store"])], out=str(tmp_path / "f.h5"),
+          config=config_of(part="validation", skip_air=False), reporter=Silent())  # fmt: skip
+
+    network = load_encoder(tmp_path / "run", **CPU).network.eval()
+    store = open_store(made["store"])
+    (name,) = store.ids("validation")
+    with store.open(name) as case:
+        seen, spacing = stored_volume(case, wants_body=True), case.spacing_mm
+    shown = without_air(None, torch.from_numpy(seen.body)[None], FINE)
+    with torch.no_grad():
+        states = network(seen.voxels[None], spacing, valid=shown)
+    assert 0 < int(states.token_valid.sum()) < states.token_valid.numel()
+    with h5py.File(tmp_path / "f.h5") as file:
+        np.testing.assert_allclose(
+            file["patches/features"][:], states.tokens[states.token_valid], atol=2e-5, rtol=1e-4
+        )
 
 
 def test_files_have_the_features_of_the_store_that_was_prepared_of_them(made, tmp_path):

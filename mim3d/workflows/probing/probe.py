@@ -22,7 +22,7 @@ from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.foundation.versions import versions
 from mim3d.inference.windows import check_inference
 from mim3d.workflows.assembly import store_of
-from mim3d.workflows.frozen import FrozenEncoder, data_of, load_encoder
+from mim3d.workflows.frozen import FrozenEncoder, config_of, load_encoder
 from mim3d.workflows.networks import scheme_of
 from mim3d.workflows.probing.label_maps import LabelledStore, read_label_maps
 from mim3d.workflows.probing.question import Question, question_of, seen_before, task_for
@@ -133,7 +133,7 @@ def _resolved(config: ProbeConfig, run: str, task: Task, said: Collection[str]) 
         )
     data = TRAININGS[task].data(config.data, said)
     if "data.crop_size" not in said:
-        data = replace(data, crop_size=data_of(run, load_preparation(run)).crop_size)
+        data = replace(data, crop_size=config_of(run, load_preparation(run)).data.crop_size)
     if config.probe.judge == "inner":
         data = replace(data, inner_fold=data.inner_fold or 0)
     elif data.inner_fold is not None:
@@ -264,6 +264,7 @@ class _Comparison:
             self.frozen.encoder,
             self.config.data,
             self.config.training.seed,
+            drop_air=self.frozen.drops_air,
             overwrite=self.overwrite,
         )
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mim3d.config.data import DataConfig
 from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig
 from mim3d.config.probe import ProbeConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.config.writing import to_mapping
@@ -102,7 +103,13 @@ def training_config(config: ProbeConfig, task: Task, adapt: Adapt, init: str) ->
 
 
 def random_run(
-    folder: Path, encoder: EncoderConfig, data: DataConfig, seed: int, *, overwrite: bool = False
+    folder: Path,
+    encoder: EncoderConfig,
+    data: DataConfig,
+    seed: int,
+    *,
+    drop_air: bool = False,
+    overwrite: bool = False,
 ) -> str:
     """A run of no steps whose encoder has random weights; made once.
 
@@ -111,9 +118,11 @@ def random_run(
         encoder: what it is like.
         data: the crops it would have seen.
         seed: names the weights.
+        drop_air: whether it would not have seen patches of air.
         overwrite: make it again.
     """
-    config = to_mapping(PretrainConfig(encoder=encoder, data=data))
+    objective = PretextConfig(drop_air=drop_air)
+    config = to_mapping(PretrainConfig(encoder=encoder, data=data, objective=objective))
     run = Run.create_or_continue(
         folder, config, defaults=to_mapping(PretrainConfig()), overwrite=overwrite
     )

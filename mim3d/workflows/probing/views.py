@@ -15,8 +15,8 @@ from mim3d.config.inference import InferenceConfig
 from mim3d.data.store import Store
 from mim3d.data.volume import spacing_of
 from mim3d.evaluation.probes import MOST_VOXELS, position_features, voxel_features
-from mim3d.foundation.errors import ConfigError
 from mim3d.inference.seen import Seen
+from mim3d.models.classifier import Pool, no_class_token
 from mim3d.tokens.grid import TokenGrid
 from mim3d.tokens.patches import patchify
 from mim3d.workflows.frozen import FrozenEncoder
@@ -62,7 +62,7 @@ class Views:
         config: InferenceConfig,
         *,
         window: Triple,
-        pool: str = "mean",
+        pool: Pool = "mean",
         with_voxels: bool = True,
     ) -> None:
         self.encoders, self.store, self.config, self.window = dict(encoders), store, config, window
@@ -70,11 +70,7 @@ class Views:
         first = next(iter(encoders.values()))
         self.patch = first.encoder.patch
         if pool == "class_token" and not first.encoder.class_token:
-            raise ConfigError(
-                "`classification.pool class_token` needs an encoder with a class token",
-                remedy="take `--classification.pool mean`",
-                code="class-token",
-            )
+            raise no_class_token()
         entries = [store.entry(case) for case in cases]
         reach = [
             n * edge / 2
@@ -107,10 +103,7 @@ class Views:
         seen = self._seen(case_id)
         features: dict[str, Tensor] = {}
         for name, one in self.encoders.items():
-            found = one.features(seen, self.config, self.window)
-            token = found.class_token if self.pool == "class_token" else found.mean
-            assert token is not None  # `__init__` has looked
-            features[name] = token
+            features[name] = one.features(seen, self.config, self.window).pooled(self.pool)
         if self.with_voxels:
             # The whole volume in as many boxes as a token has numbers at most.
             features[VOXELS] = F.adaptive_avg_pool3d(seen.voxels, self.boxes).flatten()
@@ -118,7 +111,8 @@ class Views:
 
     def _seen(self, case_id: str) -> Seen:
         with self.store.open(case_id) as case:
-            return stored_volume(case, wants_body=self.config.skip_air)
+            drops_air = any(one.drops_air for one in self.encoders.values())
+            return stored_volume(case, wants_body=self.config.skip_air or drops_air)
 
     def _patch_voxels(self, seen: Seen, grid: TokenGrid, places: Tensor) -> Tensor:
         """Intensities of patches, and where in the volume they lie."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from mim3d.config.data import DataConfig
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.asked_target import AskedTarget
+from mim3d.data.batch import CropBatch
 from mim3d.data.body import Air, body_mask
 from mim3d.data.feed import Feed
 from mim3d.data.store import Store, StoreCase
@@ -34,9 +36,12 @@ from mim3d.training.validation import Validator
 from mim3d.workflows.case_facts import volume_grids
 from mim3d.workflows.networks import classifier_network
 from mim3d.workflows.run_record import TARGETS
+from mim3d.workflows.tasks.linear_head import start_head
 
 VALIDATION = "validation.csv"
 """What the last look said of every case that judges, as `mim3d predict` writes it."""
+PROBED_CROPS_OF_A_CASE = 4
+"""Crops that a linear start is fitted to, on average: of each case, mirrored and shifted."""
 Look = Callable[[Task, Sequence[str]], tuple[list[NDArray[np.float64]], dict[str, float]]]
 """Answers for cases, by target, and their scores."""
 
@@ -59,7 +64,7 @@ class _WholeVolumes:
         self.config, self.store = config, store
         self.targets = asked_names(config.classification.target, store)
         self.table: tuple[AskedTarget, ...] = ()  # of the cases `build` is told of
-        check_blending(config)
+        check_company(config)
 
     @staticmethod
     def data(data: DataConfig, said: Collection[str] | None) -> DataConfig:
@@ -69,19 +74,19 @@ class _WholeVolumes:
 
     def build(self, cases: Sequence[str]) -> tuple[Task, VolumeViT]:
         """The task with a fresh network."""
-        self.table = self._table(cases)
+        self.table, self._cases = self._table(cases), len(cases)
         network = classifier_network(self.config, self.table)
-        task = Classification(network, self.config.classification, self.table)
-        if task.guide is not None:
-            task.remember(volume_grids(self.store, cases))
-        return task, network.encoder
+        self._task = Classification(network, self.config.classification, self.table)
+        if self._task.guide is not None:
+            self._task.remember(volume_grids(self.store, cases))
+        return self._task, network.encoder
 
     def record(self, cases: Sequence[str]) -> dict[str, Any]:
         """What the outputs stand for."""
         return {TARGETS: [one.as_json() for one in self._table(cases)]}
 
     def begin(self, feed: Feed, reporter: Reporter) -> None:
-        """Tells what is learned, and warns of classes that no training case has."""
+        """Tells what is learned, warns of classes that no case has, and fits the last map."""
         for one in self.table:
             reporter.say(_learned(one))
             for value, count in zip(one.classes or (), one.counts, strict=True):
@@ -90,6 +95,20 @@ class _WholeVolumes:
                         f"class {value:g} of `{one.name}` has no training case: it will never be "
                         "predicted"
                     )
+
+        if self.config.classification.start == "linear":
+            found = start_head(self._task, self._probed(feed), self.store.subject)
+            strengths = ", ".join(f"{strength:g}" for strength in found.strengths)
+            reporter.say(
+                f"linear start from {found.crops:,} crops: penalty {strengths} by cross-validation"
+            )
+
+    def _probed(self, feed: Feed) -> Iterator[CropBatch]:
+        """Crops as the first steps will see them, so that the probe is one of what training has."""
+        steps = ceil(PROBED_CROPS_OF_A_CASE * self._cases / feed.batch_size)
+        for _, parts in feed.batches(0, steps):
+            for part in parts:
+                yield from part.parts
 
     def validators(
         self, run: Run, judging: Sequence[str], choosing: Sequence[str]
@@ -142,16 +161,22 @@ IN_UNITS = ("mae",)
 """Scores in the target's own unit, of which there is no mean over targets."""
 
 
-def check_blending(config: FinetuneConfig) -> None:
-    """Raises `ConfigError` where crops are to be blended and each comes alone."""
+def check_company(config: FinetuneConfig) -> None:
+    """Raises `ConfigError` where crops are to be blended, or normed together, and each is alone."""
     training, world = config.training, processes().world
+    shared = f" to each of {world} processes" if world > 1 else ""
     if config.classification.mixup and training.batch_size <= training.accumulation * world:
-        shared = f" to each of {world} processes" if world > 1 else ""
-        raise ConfigError(
-            f"`classification.mixup` blends crops that pass together, and each comes alone{shared}",
-            remedy="take a larger `--training.batch_size` or a smaller `--training.accumulation`",
-            code="mixup",
-        )
+        raise _alone("`classification.mixup` blends crops that pass together", shared)
+    if config.classification.norm == "batch" and training.batch_size <= training.accumulation:
+        raise _alone("`classification.norm batch` is by crops that pass together")
+
+
+def _alone(what: str, shared: str = "") -> ConfigError:
+    return ConfigError(
+        f"{what}, and each comes alone{shared}",
+        remedy="take a larger `--training.batch_size` or a smaller `--training.accumulation`",
+        code="alone",
+    )
 
 
 def _learned(asked: AskedTarget) -> str:

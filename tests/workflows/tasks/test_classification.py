@@ -223,6 +223,17 @@ def test_blends_need_more_than_one_crop_at_a_time(store: Path) -> None:
         finetune(config, dry_run=True, reporter=Silent())
 
 
+def test_a_norm_by_the_batch_needs_more_than_one_crop_at_a_time(store: Path) -> None:
+    config = config_of(
+        store,
+        classification=ClassificationConfig(norm="batch"),
+        training=TrainingConfig(steps=1, batch_size=4, accumulation=4),
+    )
+
+    with pytest.raises(ConfigError, match="norm batch.*each comes alone"):
+        finetune(config, dry_run=True, reporter=Silent())
+
+
 def test_blends_need_more_than_one_crop_of_each_process(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

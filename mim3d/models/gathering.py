@@ -34,6 +34,18 @@ def gathered(x: Tensor) -> Tensor:
     return rows
 
 
+def batch_moments(rows: Tensor, *, together: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean and variance of rows `b d`, `d` each.
+
+    Args:
+        rows: of this process.
+        together: whether those of all processes count, all of which must then call.
+    """
+    every = gathered(rows) if together else rows
+    mean = every.mean(dim=0)
+    return mean, (every - mean).square().mean(dim=0)
+
+
 class _Gathered(torch.autograd.Function):
     """All processes' rows forwards; backwards the sum of what all processes ask of these rows."""
 

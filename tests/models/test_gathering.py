@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from view_crops import ALL
 
-from mim3d.objectives.gathering import gathered, rank_offset, world
+from mim3d.models.gathering import gathered, rank_offset, world
 
 BATCH_NORMED = ("simclr", "vicreg", "byol", "mocov3")
 UNSEEN = ("encoder.norm.bias", "projector.layers.3.bias")

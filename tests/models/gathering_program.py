@@ -16,8 +16,8 @@ from loop_fakes import optim_config, training_config  # noqa: E402
 from view_crops import ENCODER, ViewFeed, batch, made  # noqa: E402
 
 from mim3d.foundation.reporting import Silent  # noqa: E402
+from mim3d.models.gathering import gathered, rank_offset, world  # noqa: E402
 from mim3d.objectives.base import Moment, Task  # noqa: E402
-from mim3d.objectives.gathering import gathered, rank_offset, world  # noqa: E402
 from mim3d.training.loop import fit  # noqa: E402
 from mim3d.training.run import Run  # noqa: E402
 from mim3d.training.validation import Validator  # noqa: E402
