@@ -97,18 +97,19 @@ class _WholeVolumes:
                     )
 
         if self.config.classification.start == "linear":
-            found = start_head(self._task, self._probed(feed), self.store.subject)
+            found = start_head(self._task, self._probed(feed, reporter), self.store.subject)
             strengths = ", ".join(f"{strength:g}" for strength in found.strengths)
             reporter.say(
                 f"linear start from {found.crops:,} crops: penalty {strengths} by cross-validation"
             )
 
-    def _probed(self, feed: Feed) -> Iterator[CropBatch]:
+    def _probed(self, feed: Feed, reporter: Reporter) -> Iterator[CropBatch]:
         """Crops as the first steps will see them, so that the probe is one of what training has."""
         steps = ceil(PROBED_CROPS_OF_A_CASE * self._cases / feed.batch_size)
-        for _, parts in feed.batches(0, steps):
+        for step, parts in feed.batches(0, steps):
             for part in parts:
                 yield from part.parts
+            reporter.progress(step + 1, steps, "crops of the linear start")
 
     def validators(
         self, run: Run, judging: Sequence[str], choosing: Sequence[str]
