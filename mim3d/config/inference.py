@@ -23,8 +23,9 @@ class InferenceConfig:
     """Share of a window that the next one covers again, 0 to below 1."""
     weights: Literal["gaussian", "constant"] = "gaussian"
     """How overlapping windows are averaged."""
-    flips: tuple[Axis, ...] = ()
-    """Axes of test-time mirroring; all their combinations are averaged."""
+    flips: tuple[Axis, ...] | None = None
+    """Axes of test-time mirroring; all their combinations are averaged. None mirrors as the run
+    says that predicts, and in a run not at all."""
     windows_per_batch: int = 4
     """Windows, or mirrored copies of them, that pass the network at once."""
     skip_air: bool = True
@@ -34,6 +35,11 @@ class InferenceConfig:
     """Also write `<name>_probabilities.nii.gz`, float32, 4D in class order."""
     largest_component: bool = False
     """Keep only the largest connected component (26 neighbours) of each class."""
+
+    @property
+    def mirrored(self) -> tuple[Axis, ...]:
+        """Axes to mirror by; none where nothing is said."""
+        return self.flips or ()
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class ClassificationConfig:
     crops or more on all devices together, in prediction by what training went through."""
     start: Literal["random", "linear"] = "random"
     """Where the last map starts: at random; or from a linear probe of the initial encoder, fitted
-    before the first step to augmented crops, four of each training case on average."""
+    before the first step to the training volumes as they are predicted, by windows and mirrors."""
     dropout: float = 0.0
     """Dropout of that before the last linear map, in training only, 0 to below 1."""
     label_smoothing: float = 0.0

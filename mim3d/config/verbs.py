@@ -35,7 +35,7 @@ class PreparationConfig:
     8-bit volumes and binary shapes. None measures; archives of 8-bit volumes have 0 and 255."""
     distance_mm: float | None = None
     """Volumes of two values, such as binary shapes: each voxel becomes its signed distance to the
-    shape's surface, positive inside, cut to this and scaled to 0 to 1. None keeps the values."""
+    shape's surface, positive inside, cut to this and scaled to -1 to 1. None keeps the values."""
     crop_to_body: bool | None = None
     """Cut away air around the body; labelled voxels are never cut away. None does, but for archives
     (`.npz`), whose frame is part of the data."""
@@ -243,6 +243,9 @@ class ConvergenceConfig:
     """Threads of a CPU process; none leaves them to the two configs."""
     shard: str | None = None
     """`i/n` with i from 0: of n commands that share the runs, which one this is."""
+    report: str | None = None
+    """Folder of the report; none is that of the runs. Benchmarks with arms in common can share a
+    folder of runs, so that these are made once, and have each a report of its own."""
 
 
 @dataclass(frozen=True)

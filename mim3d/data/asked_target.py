@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mim3d.data.batch import Target
 
 FEWEST_CLASSES = 2
@@ -41,6 +44,11 @@ class AskedTarget:
     def target(self) -> Target:
         """What a feed is asked for."""
         return Target(self.name, self.classes)
+
+    def places(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which classes values are, `n`; ValueError where one is none."""
+        assert self.classes is not None
+        return np.array([self.classes.index(value) for value in values], np.int64)
 
     def as_json(self) -> dict[str, Any]:
         """What a run keeps of it."""

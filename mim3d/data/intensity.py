@@ -167,6 +167,16 @@ def ranged(
     return Normalisation("window", low, high, air=air.threshold)
 
 
+def signed(most: float, air: Air) -> Normalisation:
+    """The normalisation of signed distances: those up to `most` become -1 to 1, a surface 0.
+
+    Args:
+        most: the largest distance.
+        air: its threshold.
+    """
+    return Normalisation("zscore", -most, most, 0.0, most, air.threshold)
+
+
 def _zscore(
     low: float, high: float, mean: float, deviation: float, air: Air
 ) -> Normalisation | None:

@@ -148,7 +148,7 @@ def mean_outputs(
     device = torch.device(device)
     spacing = torch.tensor(spacing_of(seen.affine), dtype=torch.float32, device=device)
     total: Tensor | None = None
-    mirrors = list(mirror_combinations(config.flips))
+    mirrors = list(mirror_combinations(config.mirrored))
     for starts in in_parts(sweep.starts, config.windows_per_batch):
         crops, known = window_crops(voxels, valid, sweep, starts, seen.as_seen, device)
         holds = (

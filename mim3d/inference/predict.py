@@ -250,7 +250,7 @@ class _Pass:
             if asked.forecast is not None and self.segmenter.outputs is not None:
                 load = Load(
                     self.sweep, len(self.seen.voxels), self.segmenter.outputs,
-                    len(self.config.flips), with_means, asked.volume.shape, keeps_probabilities,
+                    len(self.config.mirrored), with_means, asked.volume.shape, keeps_probabilities,
                 )  # fmt: skip
                 asked.forecast.tell(predictor, load, asked.relief)
             rows = self._on_own_grid(predictor, with_means)

@@ -161,11 +161,11 @@ def slabs(
     ring: _Ring | None = None
     done = 0
     while done < len(sweep.starts):
-        starts = sweep.starts[done : done + max(1, relief.at_once >> len(config.flips))]
+        starts = sweep.starts[done : done + max(1, relief.at_once >> len(config.mirrored))]
         try:
             crops, known = window_crops(voxels, valid, sweep, starts, as_seen, relief.device)
             logits = mirrored(
-                predictor, crops, spacing.expand(len(starts), 3), known, config.flips, swaps,
+                predictor, crops, spacing.expand(len(starts), 3), known, config.mirrored, swaps,
                 at_once=relief.at_once,
             ).to(relief.sums_on)  # fmt: skip
             ring = ring or _Ring(sweep, config.weights, logits, with_mass=with_mass)

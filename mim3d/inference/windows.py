@@ -96,8 +96,8 @@ def check_inference(config: InferenceConfig) -> None:
             f"`inference.window` is {config.window}, expected 1 voxel or more along each axis",
             code="window",
         )
-    if len(set(config.flips)) != len(config.flips):
-        raise ConfigError(f"`inference.flips` names an axis twice: {config.flips}", code="flips")
+    if len(set(config.mirrored)) != len(config.mirrored):
+        raise ConfigError(f"`inference.flips` names an axis twice: {config.mirrored}", code="flips")
 
 
 def plan_sweep(

@@ -205,6 +205,12 @@ class VolumeClassifier(nn.Module):
         """Outputs `b k`; takes what `look` takes, but for weights."""
         return self.look(voxels, spacing_mm, valid, present, keys=keys).outputs
 
+    def features(
+        self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
+    ) -> Tensor:
+        """What the last map is given before it is standardised, `b d`; as `forward` else."""
+        return pooled(self.look(voxels, spacing_mm, valid).states, self.decoder.pool)
+
     def look(
         self,
         voxels: Tensor,

@@ -15,7 +15,7 @@ from mim3d.config.task import ClassificationConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.batch import BatchNeeds, CropBatch
 from mim3d.foundation.errors import ConfigError, UserError
-from mim3d.models.classifier import VolumeClassifier, pooled
+from mim3d.models.classifier import VolumeClassifier
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.class_weights import class_weights, same_answer
 from mim3d.objectives.learnt_guide import AttentionGuide
@@ -122,12 +122,6 @@ class Classification(Task):
         """What the step told of places in volumes is taken in."""
         if self.guide is not None:
             self.guide.after_update(self, moment)
-
-    def features(self, batch: CropBatch) -> Tensor:
-        """What the last map is given of crops before it is standardised, `b d`."""
-        batch = self._as_seen(batch)
-        looked = self.network.look(batch.voxels, batch.spacing_mm, batch.valid, batch.present)
-        return pooled(looked.states, self.decoder.pool)
 
     def _as_seen(self, batch: CropBatch) -> CropBatch:
         if not self.network.drop_air:

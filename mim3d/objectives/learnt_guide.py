@@ -101,7 +101,8 @@ class AttentionGuide(LearntGuide):
     def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
         super().__init__(encoder, config)
         # SimMIM encodes all tokens where they lie, unless some leave.
-        self._is_in_place = config.name == "simmim" and config.drop_ratio == 0
+        leaves = config.drop_air or config.drop_ratio > 0
+        self._is_in_place = config.name == "simmim" and not leaves
 
     def wants_attention(self, moment: Moment) -> bool:
         """Whether the states of this step are to hold it."""
@@ -213,12 +214,6 @@ def check_learnt(encoder: VolumeViT, config: PretextConfig) -> None:
             f"`objective.guide` has `momentum` {guide.momentum}, `refresh_epochs` "
             f"{guide.refresh_epochs} and `every` {guide.every}",
             "a momentum of 0 to below 1, no negative epochs, and 1 or more steps",
-        )
-    if guide.by == "attention" and config.drop_air:
-        raise _refused(
-            "`objective.guide.by attention` reads attention of crops that are not packed, and "
-            "`objective.drop_air` packs them",
-            "leave one of them out",
         )
     if guide.queries == "class_token" and encoder.class_token is None:
         raise _refused(

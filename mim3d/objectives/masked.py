@@ -100,8 +100,9 @@ class Masked(Task):
     ) -> HiddenStates:
         """Hidden states of what the encoder gets to see, perhaps with its last attention."""
         given = self.given(batch, question)
-        if self.config.drop_air:
-            # Samples keep very different numbers of tokens: packed, none is filled up.
+        if self.config.drop_air and not wants_attention:
+            # Samples keep very different numbers of tokens: packed, none is filled up. Packed
+            # attention leaves no weights behind, though.
             return self.encoder.forward_packed([given], taps=self._taps)[0]
         states: HiddenStates = self.encoder(
             given.voxels,

@@ -39,7 +39,7 @@ from mim3d.inference.windows import WindowCount
 from mim3d.models.unetr import UNETR
 from mim3d.pictures.colours import paints
 from mim3d.pictures.overlay import draw_overlay
-from mim3d.workflows.loading import load_segmenter, task_of
+from mim3d.workflows.loading import load_segmenter, mirrors_of, task_of
 from mim3d.workflows.predict_answers import predict_answers
 from mim3d.workflows.prediction_jobs import (
     RECORD,
@@ -97,8 +97,11 @@ def predict(
         UserError: no run, no input, two inputs of one name, or a shard that would overwrite.
     """
     config = config or PredictConfig()
-    shard = asked_shard(config.shard, overwrite=overwrite)
     names = [name for name in runs.split(",") if name]
+    if config.inference.flips is None:
+        mirrored = replace(config.inference, flips=mirrors_of(names))
+        config = replace(config, inference=mirrored)
+    shard = asked_shard(config.shard, overwrite=overwrite)
     jobs = jobs_of(inputs, Path(out), config)
     asked = Asked(
         names,

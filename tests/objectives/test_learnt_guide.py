@@ -46,6 +46,13 @@ def task(
     return made
 
 
+def half_air(crops: CropBatch) -> CropBatch:
+    """With nothing but air in the first half of crop 0 along y."""
+    voxels = crops.voxels.clone()
+    voxels[0, :, :, : SIZE[1] // 2] = -9
+    return replace(crops, voxels=voxels, air=torch.full((len(voxels), 2), -8.0))
+
+
 def learnt(made: Masked, crops: CropBatch, at: Moment) -> Tensor:
     guide = made.masks.guide
     assert guide is not None
@@ -108,6 +115,34 @@ def test_attention_of_padding_is_not_noted_and_padding_does_not_ask() -> None:
     torch.testing.assert_close(values[known].mean(), torch.tensor(1.0))
     # The crop begins at cell 1; its cells 3 and 4 along y are padding.
     assert not known[:, 3:5].any()
+
+
+@pytest.mark.parametrize("name", ["mae", "simmim"])
+def test_where_air_is_dropped_attention_is_noted_of_the_visible_body_alone(name: str) -> None:
+    made = task(name, guide=GuideConfig(by="attention"), drop_air=True, mask_ratio=0.5)
+    crops, now = half_air(batch()), moment()
+
+    made(crops, now)
+    made.after_update(now)
+
+    guide: Any = made.masks.guide
+    split = made.question(crops, now).split
+    states = made.states(crops, made.question(crops, now), wants_attention=True)
+    (attention,) = states.attention
+    found = learnt(made, crops, now)
+    # 3 x 4 x 3 tokens; of crop 0 the first two rows along y are air, and so half of all.
+    body = [token for token in range(36) if token % 12 >= 6]
+    real = split.visible[0] if split.visible_valid is None else (
+        split.visible[0][split.visible_valid[0]]
+    )  # fmt: skip
+    assert set(real.tolist()) < set(body)
+    _, known = guide.maps.map_of("case_0")
+    assert known.sum() == len(real) == 9
+    assert states.token_valid is not None
+    asking = states.token_valid[0]
+    assert asking.sum() == (len(real) if name == "mae" else len(body))
+    got = attention[0][:, asking, : len(real)].mean(dim=(0, 1))
+    torch.testing.assert_close(found[0, real], got / got.mean(), rtol=2e-4, atol=0)
 
 
 def test_a_class_token_asks_by_default_and_a_network_without_one_refuses_to_be_asked() -> None:
@@ -237,11 +272,15 @@ def test_only_every_so_many_steps_tell_something(by: Any) -> None:
     assert changed == [False, False, True, False]
 
 
+@pytest.mark.parametrize("drops", [{}, {"drop_air": True}, {"drop_ratio": 0.25}])
+@pytest.mark.parametrize("name", ["mae", "simmim"])
 @pytest.mark.parametrize("by", ["attention", "loss"])
-def test_losses_and_gradients_are_those_without_a_guide_while_it_only_watches(by: Any) -> None:
-    crops, now = batch(), moment()
-    watching = task(guide=GuideConfig(by=by, warmup=0.5))
-    plain = task(guide=GuideConfig())
+def test_losses_and_gradients_are_those_without_a_guide_while_it_only_watches(
+    by: Any, name: str, drops: Any
+) -> None:
+    crops, now = half_air(batch()), moment()
+    watching = task(name, guide=GuideConfig(by=by, warmup=0.5), mask_ratio=0.5, **drops)
+    plain = task(name, guide=GuideConfig(), mask_ratio=0.5, **drops)
 
     ours, theirs = (one(crops, now).loss for one in (watching, plain))
 
@@ -293,7 +332,6 @@ def test_a_task_that_was_not_told_of_the_cases_says_so() -> None:
     ("name", "guide", "fields", "why"),
     [
         ("smit", GuideConfig(by="loss"), {}, "is not for `smit`"),
-        ("mae", GuideConfig(by="attention"), {"drop_air": True}, "drop_air` packs them"),
         ("mae", GuideConfig(by="attention", source="teacher"), {}, "loss` alone"),
         ("mae", GuideConfig(by="loss", momentum=1.0), {}, "has `momentum` 1.0"),
         ("mae", GuideConfig(by="loss", every=0), {}, "`every` 0"),

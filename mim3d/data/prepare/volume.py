@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mim3d.data.body import Air, Modality, body_box, body_mask, find_air
-from mim3d.data.intensity import Normalisation, infer_modality, measure, ranged
+from mim3d.data.intensity import Normalisation, infer_modality, measure, ranged, signed
 from mim3d.data.prepare.distances import SURFACE, signed_distances
 from mim3d.data.resample import (
     UNCHANGED,
@@ -56,7 +56,7 @@ class VolumeRule:
         intensity_range: what becomes 0 and 1, whatever the modality; None measures.
         crop_to_body: cut away air around the body.
         body_margin_mm: air that stays.
-        distance_mm: shapes become signed distances up to this, which become 0 to 1; None leaves
+        distance_mm: shapes become signed distances up to this, which become -1 to 1; None leaves
             intensities as they are.
     """
 
@@ -109,7 +109,7 @@ def prepare_volume(
     body = body_mask(measurable, airs)
     share = float(body.mean())
     # A shape may be as thin as a vessel; a scan with so little body is none.
-    if share < LEAST_BODY and (_scale(rule) is None or not share):
+    if share < LEAST_BODY and (not _is_scaled(rule) or not share):
         raise VolumeError(
             f"the body fills {share:.2%} of the volume, less than one voxel in a thousand",
             remedy="check the file, and the modality (`--prepare.modality`)",
@@ -182,11 +182,9 @@ def _airs(
     return tuple(map(find_air, voxels, modalities))
 
 
-def _scale(rule: VolumeRule) -> tuple[float, float] | None:
-    """What becomes 0 and 1 in every volume; None is measured in each."""
-    if rule.distance_mm is not None:
-        return (-rule.distance_mm, rule.distance_mm)
-    return rule.intensity_range
+def _is_scaled(rule: VolumeRule) -> bool:
+    """Whether the scale is the same in every volume, in place of measured in each."""
+    return rule.distance_mm is not None or rule.intensity_range is not None
 
 
 def _measured(
@@ -194,11 +192,12 @@ def _measured(
 ) -> tuple[Normalisation, ...]:
     measured = []
     for number, (channel, air, modality) in enumerate(zip(voxels, airs, modalities, strict=True)):
-        scale = _scale(rule)
-        if scale is None:
-            found = measure(channel, air, modality, rule.window_hu, rule.clip_percentiles)
+        if rule.distance_mm is not None:
+            found: Normalisation | None = signed(rule.distance_mm, air)
+        elif rule.intensity_range is not None:
+            found = ranged(channel, air, rule.intensity_range)
         else:
-            found = ranged(channel, air, scale)
+            found = measure(channel, air, modality, rule.window_hu, rule.clip_percentiles)
         if found is None:
             which = f"channel {number} is" if len(voxels) > 1 else "it is"
             raise VolumeError(

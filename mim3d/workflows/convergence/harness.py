@@ -141,9 +141,11 @@ def report(bench: Bench, trials: Sequence[Trial]) -> Result:
     facts = {"done": len(records), "missing": missing, "out": str(bench.out)}
     if not records:
         return Result(text="no fine-tuning is done yet", facts=facts)
+    folder = Path(bench.settings.report or bench.out)
+    folder.mkdir(parents=True, exist_ok=True)
     files = write_report(
         records,
-        bench.out,
+        folder,
         about=about(bench),
         arms=tuple(bench.arms),
         reference=reference_of(bench.arms.values()),

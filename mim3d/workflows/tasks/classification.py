@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mim3d.config.data import DataConfig
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.asked_target import AskedTarget
-from mim3d.data.batch import CropBatch
 from mim3d.data.body import Air, body_mask
 from mim3d.data.feed import Feed
 from mim3d.data.store import Store, StoreCase
@@ -26,11 +25,13 @@ from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Reporter
 from mim3d.inference.classifier import Answer, answers, mean_outputs, numbers, patch_of_body
 from mim3d.inference.seen import Seen
+from mim3d.inference.sliding_window import Predictor
 from mim3d.inference.windows import check_inference
+from mim3d.models.classifier import VolumeClassifier
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.classification import Classification
-from mim3d.training.fabric import processes
+from mim3d.training.fabric import choose_device, choose_precision, processes
 from mim3d.training.run import Run
 from mim3d.training.validation import Validator
 from mim3d.workflows.case_facts import volume_grids
@@ -40,8 +41,6 @@ from mim3d.workflows.tasks.linear_head import start_head
 
 VALIDATION = "validation.csv"
 """What the last look said of every case that judges, as `mim3d predict` writes it."""
-PROBED_CROPS_OF_A_CASE = 4
-"""Crops that a linear start is fitted to, on average: of each case, mirrored and shifted."""
 Look = Callable[[Task, Sequence[str]], tuple[list[NDArray[np.float64]], dict[str, float]]]
 """Answers for cases, by target, and their scores."""
 
@@ -74,7 +73,7 @@ class _WholeVolumes:
 
     def build(self, cases: Sequence[str]) -> tuple[Task, VolumeViT]:
         """The task with a fresh network."""
-        self.table, self._cases = self._table(cases), len(cases)
+        self.table, self._cases = self._table(cases), tuple(cases)
         network = classifier_network(self.config, self.table)
         self._task = Classification(network, self.config.classification, self.table)
         if self._task.guide is not None:
@@ -97,19 +96,38 @@ class _WholeVolumes:
                     )
 
         if self.config.classification.start == "linear":
-            found = start_head(self._task, self._probed(feed, reporter), self.store.subject)
-            strengths = ", ".join(f"{strength:g}" for strength in found.strengths)
+            chosen = start_head(
+                self._task,
+                self._features(reporter),
+                truths_of(self.table, self.store, self._cases),
+                [self.store.subject(case_id) for case_id in self._cases],
+            )
+            strengths = ", ".join(f"{strength:g}" for strength in chosen)
             reporter.say(
-                f"linear start from {found.crops:,} crops: penalty {strengths} by cross-validation"
+                f"linear start from {len(self._cases):,} volumes: penalty {strengths} by "
+                "cross-validation"
             )
 
-    def _probed(self, feed: Feed, reporter: Reporter) -> Iterator[CropBatch]:
-        """Crops as the first steps will see them, so that the probe is one of what training has."""
-        steps = ceil(PROBED_CROPS_OF_A_CASE * self._cases / feed.batch_size)
-        for step, parts in feed.batches(0, steps):
-            for part in parts:
-                yield from part.parts
-            reporter.progress(step + 1, steps, "crops of the linear start")
+    @torch.no_grad()
+    def _features(self, reporter: Reporter) -> Tensor:
+        """What prediction will make outputs of, `n d`: the mean over windows and mirrors.
+
+        The last map is linear, so its output of this mean is the mean of its outputs.
+        """
+        task, training = self._task, self.config.training
+        device = choose_device(training.device)
+        is_bf16 = choose_precision(training.precision, device) == "bf16"
+        was_training = task.training
+        task.to(device).eval()
+        rows = []
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+            for row in whole_volumes(
+                self.config, self.store, self._cases, task.network, task.network.features
+            ):
+                rows.append(row)
+                reporter.progress(len(rows), len(self._cases), "volumes of the linear start")
+        task.train(was_training)
+        return torch.stack(rows)
 
     def validators(
         self, run: Run, judging: Sequence[str], choosing: Sequence[str]
@@ -208,25 +226,42 @@ def _table_of(task: Task) -> tuple[AskedTarget, ...]:
 
 def _look(config: FinetuneConfig, store: Store) -> Look:
     check_inference(config.inference)
-    window = config.inference.window or config.data.crop_size
 
     def look(
         task: Task, cases: Sequence[str]
     ) -> tuple[list[NDArray[np.float64]], dict[str, float]]:
         assert isinstance(task, Classification)
-        network = task.network
-        patch = patch_of_body(network)
-        wants_body = config.inference.skip_air or patch is not None
-        device = next(network.parameters()).device
-        rows = []
-        for case_id in cases:
-            with store.open(case_id) as case:
-                seen = stored_volume(case, wants_body=wants_body)
-            rows.append(mean_outputs(seen, network, config.inference, window, device, patch=patch))
-        found = numbers(task.table, torch.stack(rows))
+        rows = whole_volumes(config, store, cases, task.network, task.network)
+        found = numbers(task.table, torch.stack(list(rows)))
         return found, scores_of(task.table, found, store, cases)
 
     return look
+
+
+def whole_volumes(
+    config: FinetuneConfig,
+    store: Store,
+    cases: Sequence[str],
+    network: VolumeClassifier,
+    predictor: Predictor,
+) -> Iterator[Tensor]:
+    """What a predictor makes of each case, `k`: the mean over windows and mirrors, as `predict`.
+
+    Args:
+        config: windows, mirrors, and whether those of nothing but air are left out.
+        store: where the cases are.
+        cases: ids.
+        network: whose input it is.
+        predictor: the network, or a part of it.
+    """
+    window = config.inference.window or config.data.crop_size
+    patch = patch_of_body(network)
+    wants_body = config.inference.skip_air or patch is not None
+    device = next(network.parameters()).device
+    for case_id in cases:
+        with store.open(case_id) as case:
+            seen = stored_volume(case, wants_body=wants_body)
+        yield mean_outputs(seen, predictor, config.inference, window, device, patch=patch)
 
 
 def stored_volume(case: StoreCase, *, wants_body: bool) -> Seen:
@@ -262,8 +297,8 @@ def scores_of(
         absolute error and correlations.
     """
     each = {}
-    for one, answer in zip(table, found, strict=True):
-        truth = np.array([store.entry(case).targets[one.name] for case in cases], np.float64)
+    truths = truths_of(table, store, cases)
+    for one, answer, truth in zip(table, found, truths, strict=True):
         each[one.name] = _scores(one, answer, truth)
     names = dict.fromkeys(name for scores in each.values() for name in scores)
     means = {
@@ -281,6 +316,16 @@ def scores_of(
     return means | apart
 
 
+def truths_of(
+    table: Sequence[AskedTarget], store: Store, cases: Sequence[str]
+) -> list[NDArray[np.float64]]:
+    """Of each target what is noted of the cases, `n`."""
+    return [
+        np.array([store.entry(case).targets[one.name] for case in cases], np.float64)
+        for one in table
+    ]
+
+
 def _scores(
     asked: AskedTarget, answer: NDArray[np.float64], truth: NDArray[np.float64]
 ) -> dict[str, float]:
@@ -288,7 +333,7 @@ def _scores(
         error = (answer[:, 0] - truth) / asked.deviation
         scores = score_numbers(truth, answer[:, 0], resamples=0).numbers()
         return {"loss": float(np.mean(error**2)), **scores}
-    places = np.array([asked.classes.index(value) for value in truth], np.int64)
+    places = asked.places(truth)
     likely = np.take_along_axis(answer, places[:, None], axis=1)
     # Of float64 probabilities: below 1e-300 is as wrong as can be.
     loss = float(-np.log(np.maximum(likely, 1e-300)).mean())

@@ -7,37 +7,26 @@ hundreds of them to find what the features already tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mim3d.data.asked_target import AskedTarget
-from mim3d.data.batch import CropBatch
 from mim3d.evaluation.volume_probes import LinearProbe, ProbedVolumes, Standard, linear_probe
 from mim3d.models.classifier import VolumeHead
 from mim3d.objectives.classification import Classification
 
 
-@dataclass(frozen=True)
-class HeadStart:
-    """What was fitted.
-
-    Args:
-        crops: how many the map was fitted to.
-        strengths: of the penalties that were chosen, by target.
-    """
-
-    crops: int
-    strengths: tuple[float, ...]
-
-
-@torch.no_grad()
 def start_head(
-    task: Classification, batches: Iterable[CropBatch], subject: Callable[[str], str]
-) -> HeadStart:
-    """Fits the last map to crops, and with them what its input is standardised by, if it is.
+    task: Classification,
+    features: Tensor,
+    truths: Sequence[NDArray[np.float64]],
+    subjects: Sequence[str],
+) -> tuple[float, ...]:
+    """Fits the last map to volumes, and with them what its input is standardised by, if it is.
 
     Logistic regression of classes, ridge regression of numbers, with the penalty that subjects who
     were left out like best (`evaluation.volume_probes`). Weights of classes and smoothed labels are
@@ -45,35 +34,27 @@ def start_head(
 
     Args:
         task: as built.
-        batches: crops with targets.
-        subject: whose a case is.
+        features: `n d`, what is pooled of the volumes.
+        truths: of each target `n` values.
+        subjects: `n`, whose a volume is.
+
+    Returns:
+        The penalty of each target.
     """
-    was_training = task.training
-    task.eval()
-    device = task.decoder.linear.weight.device
-    parts, answers, subjects = [], [], []
-    for batch in batches:
-        there = batch.to(device)
-        parts.append(task.features(there).double().cpu())
-        assert there.targets is not None  # the task's needs ask for them
-        answers.append(there.targets.cpu())
-        subjects += [subject(case_id) for case_id in batch.case_ids]
-    task.train(was_training)
-    features, known = torch.cat(parts), torch.cat(answers)
-    number = {name: place for place, name in enumerate(sorted(set(subjects)))}
-    whose = torch.tensor([number[name] for name in subjects])
-
-    weights, biases, strengths = [], [], []
-    for asked, column in zip(task.table, known.unbind(dim=1), strict=True):
-        probe = linear_probe(ProbedVolumes(features, *_asked(asked, column, whose)))
-        weight, bias = _outputs(asked, probe)
-        weights.append(weight)
-        biases.append(bias)
+    features = features.double().cpu()
+    _, places = np.unique(subjects, return_inverse=True)
+    whose = torch.from_numpy(places)
+    maps, strengths = [], []
+    for asked, truth in zip(task.table, truths, strict=True):
+        probe = linear_probe(_probed(asked, features, truth, whose))
+        maps.append(_outputs(asked, probe))
         strengths.append(probe.strength)
+    weights, biases = zip(*maps, strict=True)
     _set(task.decoder, Standard.of(features), torch.cat(weights, dim=1), torch.cat(biases))
-    return HeadStart(len(features), tuple(strengths))
+    return tuple(strengths)
 
 
+@torch.no_grad()
 def _set(head: VolumeHead, standard: Standard, weight: Tensor, bias: Tensor) -> None:
     """The map of standardised features `d k` becomes the head's, whichever it is given."""
     if head.standardises:
@@ -86,13 +67,15 @@ def _set(head: VolumeHead, standard: Standard, weight: Tensor, bias: Tensor) -> 
     head.linear.bias.copy_(bias)
 
 
-def _asked(
-    asked: AskedTarget, column: Tensor, subjects: Tensor
-) -> tuple[Tensor, Tensor, int | None]:
-    """Answers as probes take them, places of classes or numbers in deviations, and their owners."""
+def _probed(
+    asked: AskedTarget, features: Tensor, truth: NDArray[np.float64], subjects: Tensor
+) -> ProbedVolumes:
+    """Volumes with their answers as probes take them: places of classes, or deviations."""
     if asked.classes is None:
-        return (column.double() - asked.mean) / asked.deviation, subjects, None
-    return column.long(), subjects, len(asked.classes)
+        numbers = torch.from_numpy((truth - asked.mean) / asked.deviation)
+        return ProbedVolumes(features, numbers, subjects)
+    places = torch.from_numpy(asked.places(truth))
+    return ProbedVolumes(features, places, subjects, len(asked.classes))
 
 
 def _outputs(asked: AskedTarget, probe: LinearProbe) -> tuple[Tensor, Tensor]:

@@ -341,6 +341,23 @@ def test_the_report_measures_against_the_arm_that_is_named(store, source, whole,
     assert against["scratch"] is None
 
 
+def test_benchmarks_that_share_arms_share_their_runs_and_have_reports_of_their_own(
+    store, whole, tmp_path, monkeypatch
+):
+    """Nothing is trained: what the second asks for is there."""
+    out, folder = tmp_path / "out", tmp_path / "reports" / "fewer"
+    copytree(whole, out)
+    path = write_benchmark(tmp_path / "fewer", store, "  scratch: {}\n  mae: {pretrain: {}}\n")
+    monkeypatch.setattr(bench, "finetune", None)
+
+    result = run(path, out, report=str(folder))
+
+    assert all(file.parent == folder for file in result.files)
+    content = json.loads((folder / "convergence.json").read_text())
+    assert set(content["arms"]) == {"scratch", "mae"}
+    assert (out / "convergence.md").read_text() == (whole / "convergence.md").read_text()
+
+
 def test_draws_that_cannot_be_made_are_refused_before_the_first_run(source, tmp_path):
     with pytest.raises(ConfigError, match=r"arm `scratch`: `data.labels` asks for 11 subjects"):
         run(source, tmp_path / "out", labels=[2, 11])

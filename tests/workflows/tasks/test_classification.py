@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,11 @@ from mim3d.config.data import DataConfig
 from mim3d.config.encoder import EncoderConfig
 from mim3d.config.inference import InferenceConfig
 from mim3d.config.plan import FinetunePlanConfig
+from mim3d.config.reading import read_config
 from mim3d.config.task import ClassificationConfig
 from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.config.verbs import FinetuneConfig, PredictConfig
+from mim3d.config.writing import dump, to_mapping
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.prepare import prepare_store
 from mim3d.data.store import open_store
@@ -27,7 +30,7 @@ from mim3d.foundation.errors import ConfigError, ExitCode, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.training.checkpoints import weights_digest
 from mim3d.workflows.finetune import finetune, resolved
-from mim3d.workflows.loading import load_classifier, load_segmenter
+from mim3d.workflows.loading import load_classifier, load_segmenter, mirrors_of
 from mim3d.workflows.plan.subject import subject_of
 from mim3d.workflows.predict import predict
 from mim3d.workflows.tasks.classification import VALIDATION, ClassificationTraining, scores_of
@@ -125,6 +128,30 @@ def test_prediction_goes_on_and_makes_anew_what_another_setting_made(
         counts.append(len(made))
 
     assert counts == [22, 22, 44]
+
+
+def test_runs_that_were_judged_with_other_mirrors_are_not_averaged_unasked(
+    run: Path, archive: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other, symlinks=True)
+    config = read_config(other / "config.yaml", FinetuneConfig)
+    mirrored = replace(config, inference=replace(config.inference, flips=("x",)))
+    (other / "config.yaml").write_text(dump(to_mapping(mirrored)))
+    both, out = f"{run},{other}", str(tmp_path / "answers")
+
+    with pytest.raises(UserError, match="different axes: .*run` none, .*other` x"):
+        predict(both, [str(archive)], out=out, reporter=Silent())
+    asked = PredictConfig(device="cpu", inference=InferenceConfig(flips=()))
+    predict(both, [str(archive)], out=out, reporter=Silent(), config=asked)
+
+    assert mirrors_of([other]) == ("x",)
+    plain = PredictConfig(device="cpu", precision="fp32")
+    for folder, said in (("a", plain), ("b", replace(plain, inference=mirrored.inference))):
+        predict(str(other), [str(archive)], out=str(tmp_path / folder), config=said,
+                reporter=Silent())  # fmt: skip
+    texts = [(tmp_path / one / "predictions.csv").read_text() for one in "ab"]
+    assert texts[0] == texts[1]
 
 
 def test_a_case_that_cannot_be_read_is_left_out_and_the_others_go_on(
