@@ -106,8 +106,8 @@ def slow_logits(model: Segmenter, volume: Volume, config: InferenceConfig) -> np
         with torch.no_grad():
             found = [
                 model.network(crop.flip(axes)).flip(axes)[0].numpy()
-                for count in range(len(config.flips) + 1)
-                for chosen in combinations(config.flips, count)
+                for count in range(len(config.mirrored) + 1)
+                for chosen in combinations(config.mirrored, count)
                 for axes in [[2 + "xyz".index(axis) for axis in chosen]]
             ]
         if not isinstance(total, np.ndarray):

@@ -24,8 +24,8 @@ class InferenceConfig:
     weights: Literal["gaussian", "constant"] = "gaussian"
     """How overlapping windows are averaged."""
     flips: tuple[Axis, ...] | None = None
-    """Axes of test-time mirroring; all their combinations are averaged. None mirrors as the run
-    says that predicts, and in a run not at all."""
+    """Axes of test-time mirroring; all their combinations are averaged. None mirrors as the run was
+    judged that predicts."""
     windows_per_batch: int = 4
     """Windows, or mirrored copies of them, that pass the network at once."""
     skip_air: bool = True
@@ -38,8 +38,13 @@ class InferenceConfig:
 
     @property
     def mirrored(self) -> tuple[Axis, ...]:
-        """Axes to mirror by; none where nothing is said."""
+        """Axes to mirror by; none where nothing is said, and no run says it."""
         return self.flips or ()
+
+
+def unmirrored() -> InferenceConfig:
+    """The default of trainings, which judge without mirrors."""
+    return InferenceConfig(flips=())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mim3d.config.data import AugmentationConfig, DataConfig
-from mim3d.config.inference import EvaluationConfig, InferenceConfig
+from mim3d.config.inference import EvaluationConfig, InferenceConfig, unmirrored
 from mim3d.config.task import ClassificationConfig, DecoderConfig, SegmentationConfig
 from mim3d.config.training import OptimConfig, TrainingConfig
 
@@ -55,7 +55,7 @@ class ProbeConfig:
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(steps=500, checkpoint_every=250)
     )
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    inference: InferenceConfig = field(default_factory=unmirrored)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: Literal["last", "best"] = "last"
     """Which checkpoint of the run."""

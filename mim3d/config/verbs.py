@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.config.encoder import EncoderConfig
-from mim3d.config.inference import EvaluationConfig, InferenceConfig
+from mim3d.config.inference import EvaluationConfig, InferenceConfig, unmirrored
 from mim3d.config.objective import PretextConfig, ProbesConfig
 from mim3d.config.read import ReadConfig
 from mim3d.config.task import ClassificationConfig, DecoderConfig, SegmentationConfig
@@ -119,7 +119,7 @@ class FinetuneConfig:
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    inference: InferenceConfig = field(default_factory=unmirrored)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     init: str | None = None
     """Run to take the encoder from, or `none` to start from scratch; it must be said."""

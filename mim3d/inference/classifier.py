@@ -15,7 +15,7 @@ from mim3d.data.asked_target import AskedTarget
 from mim3d.data.volume import Volume, spacing_of
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.inference.seen import Seen, seen_volume
-from mim3d.inference.segmenter import Segmenter, predicting
+from mim3d.inference.segmenter import Segmenter, predicting, with_mirrors
 from mim3d.inference.sliding_window import (
     Predictor,
     filled_up,
@@ -69,13 +69,15 @@ def classify(
     Args:
         classifiers: at least one, of the same targets.
         volume: as read from a file.
-        config: windows, mirrors, and whether those of nothing but air are left out.
+        config: windows, mirrors (those of the runs where it names none), and whether windows of
+            nothing but air are left out.
 
     Raises:
         ConfigError: windows that cannot be slid, or patches by spacing.
         UserError: other channels than training had, or runs of different targets.
         VolumeError: there is no body in the volume.
     """
+    config = with_mirrors([one.model for one in classifiers], config)
     check_inference(config)
     if config.patch == "by_spacing":
         raise ConfigError(

@@ -77,7 +77,10 @@ class VolumeFeatures:
         return self.patches.mean(dim=0)
 
     def pooled(self, pool: Pool) -> Tensor:
-        """What stands for the volume, `d` or `2d`, as a classifier pools (`models.classifier`).
+        """What stands for the volume, `d` or `2d`, of all its patches at once.
+
+        A classifier pools each window by itself (`models.classifier`), and the mean over several
+        windows has another deviation.
 
         Raises:
             ConfigError: a class token is asked for and there is none.
@@ -158,7 +161,7 @@ def encode_volume(
     sweep = aligned_sweep(seen.shape, window, patch, config.overlap, seen.body)
     voxels, valid = filled_up(seen.voxels, sweep)
     body = None
-    if drop_air and seen.body is not None:
+    if drop_air and seen.body is not None and seen.body.any():
         body, _ = filled_up(torch.from_numpy(seen.body), sweep)
     device = torch.device(device)
     spacing = torch.tensor(spacing_of(seen.affine), dtype=torch.float32, device=device)
@@ -172,8 +175,9 @@ def encode_volume(
         shown = torch.ones(len(starts), *across.counts, dtype=torch.bool)
         if body is not None:
             holds = torch.stack([body[sweep.box(start)] for start in starts]).to(device)
+            real = holds if known is None else holds & known
+            shown = (F.max_pool3d(real[:, None].float(), patch, patch)[:, 0] > 0).cpu()
             known = without_air(known, holds, patch)
-            shown = (F.max_pool3d(known[:, None].float(), patch, patch)[:, 0] > 0).cpu()
         found = read(crops, spacing.expand(len(starts), 3), known).float().cpu()
         extra, tokens = found[:, : found.shape[1] - across.n], found[:, -across.n :]
         if sums is None:

@@ -26,7 +26,7 @@ from mim3d.inference.forecast import Forecast, Load
 from mim3d.inference.outputs import LabelSink, ProbabilitySum, Sink, background_of, most_likely
 from mim3d.inference.relief import Relief
 from mim3d.inference.seen import seen_volume
-from mim3d.inference.segmenter import Segmenter, predicting, segmenter_of
+from mim3d.inference.segmenter import Segmenter, predicting, segmenter_of, with_mirrors
 from mim3d.inference.sliding_window import Predictor, slabs
 from mim3d.inference.way_back import WayBack
 from mim3d.inference.windows import Box, WindowCount, check_inference, fitted, plan_sweep
@@ -69,7 +69,7 @@ def predict_volume(
             `b c x y z` to logits `b k x y z`, which sees the voxels as they are and whose labels
             are the indices of its outputs.
         volume: as `read_volume` gives it.
-        config: the sliding window.
+        config: the sliding window; where it names no mirrors, they are the run's.
         progress: told how many windows of how many are done.
 
     Returns:
@@ -131,8 +131,9 @@ def predict(
         forecast: told what each pass will take, before its first window.
         relief: how much memory is taken at once, kept from one volume to the next.
     """
-    check_inference(config)
     segmenters = _segmenters(model, volume, config)
+    config = with_mirrors(segmenters, config)
+    check_inference(config)
     relief = relief or Relief(torch.device(segmenters[0].device), config.windows_per_batch)
     by = _by_one if len(segmenters) == 1 else _by_several
     asked = _Asked(volume, config, relief, progress, forecast)

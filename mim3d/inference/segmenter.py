@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mim3d.config.data import Axis
+from mim3d.config.inference import InferenceConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.prepare.volume import VolumeRule
 from mim3d.data.regions import RegionScheme
@@ -51,6 +53,7 @@ class Segmenter:
             crops were; without, such a window is no larger than the volume.
         spacings_mm: the smallest and the largest spacing of training along x, y, z; None where
             nobody knows.
+        flips: axes by which whole volumes were mirrored when it was judged.
     """
 
     network: nn.Module
@@ -64,6 +67,7 @@ class Segmenter:
     precision: Literal["fp32", "bf16"] = "fp32"
     pads: bool = True
     spacings_mm: tuple[Spacing, Spacing] | None = None
+    flips: tuple[Axis, ...] = ()
 
     @property
     def outputs(self) -> int | None:
@@ -191,6 +195,26 @@ class Segmenter:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def with_mirrors(models: Sequence[Segmenter], config: InferenceConfig) -> InferenceConfig:
+    """The config with the mirrors that the runs were judged with, where it names none.
+
+    Raises:
+        UserError: they were judged with different ones.
+    """
+    if config.flips is not None:
+        return config
+    judged = [model.flips for model in models]
+    if len({frozenset(axes) for axes in judged}) > 1:
+        said = ", ".join(f"[{','.join(axes)}]" for axes in judged)
+        raise UserError(
+            f"the runs were judged with mirrors along different axes: {said}",
+            remedy="say which to take, for example `--inference.flips x,y`, or "
+            "`--inference.flips []` for none",
+            code="mirrors-differ",
+        )
+    return replace(config, flips=judged[0] if judged else ())
 
 
 def segmenter_of(network: nn.Module, size: Triple, window: Triple | None) -> Segmenter:

@@ -22,8 +22,8 @@ Polarity = Literal["high", "low"]
 
 SMALLEST_VARIANCE = 1e-6
 """Added to variances: a root has no slope at 0."""
-FOLLOWED = 0.05
-"""Share of a batch in the running mean and variance."""
+MEMORY = 0.95
+"""What running means keep of themselves with each update, where nothing else is said."""
 
 
 class VolumeHead(nn.Module):
@@ -37,6 +37,11 @@ class VolumeHead(nn.Module):
         standardises: whether what is pooled is brought to mean 0 and deviation 1 first: in training
             by the batch of all processes (Ioffe and Szegedy, 2015), else by `mean` and `deviation`,
             which follow the batches.
+        memory: what these keep of themselves with each update, 0 to below 1. Where weights are
+            averaged over steps it is the decay of that average: of nearby weights, the features of
+            their mean are about the mean of their features.
+        is_fixed: whether `mean` and `deviation` stay and count in training too, as they may where
+            the encoder does not learn.
 
     What all volumes have in common is most of what is pooled, and a step of the encoder moves all
     of them alike; without that norm the map mistakes it for an answer.
@@ -44,6 +49,7 @@ class VolumeHead(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -53,13 +59,18 @@ class VolumeHead(nn.Module):
         pool: Pool = "mean",
         dropout: float = 0.0,
         standardises: bool = False,
+        memory: float = MEMORY,
+        is_fixed: bool = False,
     ) -> None:
         super().__init__()
         self.pool, self.standardises = pool, standardises
+        self.memory, self.is_fixed = memory, is_fixed
+        self._of_batch: tuple[Tensor, Tensor] | None = None
         width = 2 * width if pool == "statistics" else width
         if standardises:
             self.register_buffer("mean", torch.zeros(width))
             self.register_buffer("deviation", torch.ones(width))
+            self.register_buffer("updates", torch.zeros(()))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, outputs)
         # Small weights: the first answers are about even, whatever the pooled vector.
@@ -80,15 +91,27 @@ class VolumeHead(nn.Module):
         return outputs
 
     def _standardised(self, features: Tensor) -> Tensor:
-        if not self.training:
+        if self.is_fixed or not self.training:
             return (features - self.mean) / self.deviation
         mean, variance = batch_moments(features)
-        deviation = (variance + SMALLEST_VARIANCE).sqrt()
-        with torch.no_grad():
-            self.mean.lerp_(mean, FOLLOWED)
-            squares = torch.lerp(self.deviation.square(), deviation.square(), FOLLOWED)
-            self.deviation.copy_(squares.sqrt())
-        return (features - mean) / deviation
+        variance = variance + SMALLEST_VARIANCE
+        self._of_batch = mean.detach(), variance.detach()
+        return (features - mean) / variance.sqrt()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Takes in the moments of the last batch: to be called where its step was made.
+
+        The first batch replaces what was there; then they follow as `training.ema` does, which is
+        short early on.
+        """
+        if self._of_batch is None:
+            return
+        (mean, variance), self._of_batch = self._of_batch, None
+        share = 1 - (self.updates / (9 + self.updates)).clamp_max(self.memory).to(mean.dtype)
+        self.mean.lerp_(mean, share)
+        self.deviation.copy_(torch.lerp(self.deviation.square(), variance, share).sqrt())
+        self.updates += 1
 
 
 def pooled(states: HiddenStates, pool: Pool) -> Tensor:
@@ -145,6 +168,8 @@ class VolumeClassifier(nn.Module):
         pool: what stands for a volume.
         dropout: before the last map, 0 to below 1, in training alone.
         standardises: whether what is pooled is standardised (`VolumeHead`).
+        memory: of what it is standardised by.
+        is_fixed: whether that stays.
         drop_air: whether callers mark patches without body as padding (`without_air`), and padding
             does not pass the encoder.
         keep: share of the valid tokens that the encoder sees, above 0 to 1, where it is given keys.
@@ -166,6 +191,8 @@ class VolumeClassifier(nn.Module):
         pool: Pool = "mean",
         dropout: float = 0.0,
         standardises: bool = False,
+        memory: float = MEMORY,
+        is_fixed: bool = False,
         drop_air: bool = False,
         keep: float = 1.0,
         keep_by: KeepBy = "chance",
@@ -190,8 +217,9 @@ class VolumeClassifier(nn.Module):
         self.keep_by, self.keep_polarity = keep_by, keep_polarity
         self.encoder = encoder
         self.decoder = VolumeHead(
-            encoder.width, outputs, pool=pool, dropout=dropout, standardises=standardises
-        )
+            encoder.width, outputs, pool=pool, dropout=dropout, standardises=standardises,
+            memory=memory, is_fixed=is_fixed,
+        )  # fmt: skip
 
     def forward(
         self,

@@ -23,7 +23,7 @@ WIDEST = 1024
 """Channels of the first stage: ten times what anyone would wait for."""
 BIAS = 0.5
 """Deviation of a fresh bias in front of a norm, where voxels have about 1: of 0, 0.5, 1 and 2 the
-best for a linear probe of random weights (`configs/finetune/adrenal.yaml`)."""
+best for a linear probe of random weights on one set (`benchmarks/classification`)."""
 
 
 class ConvStem(nn.Module):

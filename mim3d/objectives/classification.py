@@ -119,18 +119,15 @@ class Classification(Task):
         return Outcome(loss, logs)
 
     def after_update(self, moment: Moment) -> None:
-        """What the step told of places in volumes is taken in."""
+        """What the step told of places in volumes, and of what is pooled, is taken in."""
+        self.decoder.follow()
         if self.guide is not None:
             self.guide.after_update(self, moment)
 
-    def _as_seen(self, batch: CropBatch) -> CropBatch:
-        if not self.network.drop_air:
-            return batch
-        return body_alone(batch, self.network.encoder.patch)
-
     def _outputs(self, batch: CropBatch, moment: Moment) -> tuple[Tensor, ...]:
         """Of each target, `b k`."""
-        batch = self._as_seen(batch)
+        if self.network.drop_air:
+            batch = body_alone(batch, self.network.encoder.patch)
         keys, weights, wants_attention = None, None, False
         if self.training and self.network.keep < 1:
             keys = moment.keys(batch, "keep")

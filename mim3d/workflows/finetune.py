@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from mim3d.workflows.memory import training_need, within_memory
 from mim3d.workflows.result import Result
 from mim3d.workflows.run_record import keep_preparation, load_preparation
 from mim3d.workflows.run_weights import INIT, initial_record, start_from
+from mim3d.workflows.seen_cases import seen_before
 from mim3d.workflows.tasks.face import Training
 from mim3d.workflows.tasks.registry import TRAININGS
 
@@ -100,7 +101,9 @@ def finetune(
         if config.init != SCRATCH:
             where = str(config.init), config.init_checkpoint
             start_from(encoder, *where, reporter, config.init_adapt)
-            warn_of_seen(str(config.init), store, judging, reporter)
+            before = load_preparation(str(config.init))
+            for note in seen_before(str(config.init), before, store, judging):
+                (reporter.warn if note.flatters else reporter.say)(note.text)
             run.write_json(
                 INIT, initial_record(*where, asked=config.encoder, adapt=config.init_adapt)
             )
@@ -135,27 +138,6 @@ def finetune(
         results = {**done.as_json(), **counts}
         run.write_json("results.json", results)
     return _result(kind, done, results, str(folder))
-
-
-def warn_of_seen(init: str, store: Store, judging: Sequence[str], reporter: Reporter) -> None:
-    """Warns where the initial run was trained on volumes that judge this one.
-
-    Args:
-        init: the run's folder.
-        store: where the cases are.
-        judging: their ids.
-        reporter: is warned.
-    """
-    record = load_preparation(init)
-    trained = set(record["trained_on"].values())
-    seen = sum(store.source_hash(case) in trained for case in judging)
-    if not seen:
-        return
-    how = "fine-tuned" if record["verb"] == "finetune" else "pre-trained"
-    reporter.warn(
-        f"`{init}` was {how} on {seen} of the {len(judging)} cases that judge here: their scores "
-        "may flatter it"
-    )
 
 
 def resolved(

@@ -130,7 +130,6 @@ def load_encoder(
     record, config = load_preparation(run), encoder_of(run, checkpoint)
     said = config_of(run, record)
     data = said.data
-    section = said.objective if isinstance(said, PretrainConfig) else said.classification
     encoder = VolumeViT(config)
     start_from(encoder, str(run), checkpoint, Silent())
     chosen = choose_device(device)
@@ -144,7 +143,14 @@ def load_encoder(
         precision=choose_precision(precision, chosen),
     )
     step = int(checkpoint_of(run, checkpoint).name)
-    return FrozenEncoder(str(run), step, config, reader, record, section.drop_air)
+    return FrozenEncoder(str(run), step, config, reader, record, _drops_air(said))
+
+
+def _drops_air(said: PretrainConfig | FinetuneConfig) -> bool:
+    """Whether the encoder never saw patches of air: what a segmenter says of it is not read."""
+    if isinstance(said, PretrainConfig):
+        return said.objective.drop_air
+    return said.task != "segmentation" and said.classification.drop_air
 
 
 def config_of(run: str | Path, record: dict[str, Any]) -> PretrainConfig | FinetuneConfig:

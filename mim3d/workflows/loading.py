@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from mim3d.config.data import Axis
 from mim3d.config.reading import read_config
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.foundation.errors import UserError
@@ -110,24 +108,6 @@ def task_of(run: str | Path) -> str:
     return _trained(run, "last").config.task
 
 
-def mirrors_of(runs: Sequence[str | Path]) -> tuple[Axis, ...]:
-    """The axes by which fine-tuned runs mirrored whole volumes, which is how they were judged.
-
-    Raises:
-        UserError: no such run; or they mirrored by different axes.
-    """
-    found = {run: _trained(run, "last").config.inference.mirrored for run in runs}
-    if len(set(found.values())) > 1:
-        said = ", ".join(f"`{run}` {','.join(axes) or 'none'}" for run, axes in found.items())
-        raise UserError(
-            f"the runs were judged with mirrors along different axes: {said}",
-            remedy="say which to take, for example `--inference.flips x,y`, or "
-            "`--inference.flips []` for none",
-            code="mirrors-differ",
-        )
-    return next(iter(found.values()), ())
-
-
 class _Trained(NamedTuple):
     """A fine-tuned run, or the hub folder of one."""
 
@@ -165,4 +145,5 @@ def _model(
         channel_names=tuple(found.record["channel_names"]),
         device=chosen,
         precision=choose_precision(precision, chosen),
+        flips=config.inference.mirrored,
     )

@@ -8,7 +8,7 @@ from mim3d.config.verbs import FinetuneConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.classes import ClassTable
 from mim3d.data.regions import RegionScheme, region_scheme
-from mim3d.models.classifier import VolumeClassifier
+from mim3d.models.classifier import MEMORY, VolumeClassifier
 from mim3d.models.unetr import UNETR
 from mim3d.models.vit import VolumeViT
 
@@ -30,13 +30,16 @@ def classifier_network(config: FinetuneConfig, table: Sequence[AskedTarget]) -> 
     Raises:
         ConfigError: a number that cannot be, or a class token that the encoder lacks.
     """
-    said = config.classification
+    said, optim = config.classification, config.optim
+    is_fixed = said.start == "linear" and optim.adapt == "frozen"
     return VolumeClassifier(
         VolumeViT(config.encoder),
         sum(one.outputs for one in table),
         pool=said.pool,
         dropout=said.dropout,
         standardises=said.norm == "batch",
+        memory=optim.ema or MEMORY,
+        is_fixed=is_fixed,
         drop_air=said.drop_air,
         keep=said.keep,
         keep_by=said.keep_by,

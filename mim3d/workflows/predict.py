@@ -39,7 +39,7 @@ from mim3d.inference.windows import WindowCount
 from mim3d.models.unetr import UNETR
 from mim3d.pictures.colours import paints
 from mim3d.pictures.overlay import draw_overlay
-from mim3d.workflows.loading import load_segmenter, mirrors_of, task_of
+from mim3d.workflows.loading import load_segmenter, task_of
 from mim3d.workflows.predict_answers import predict_answers
 from mim3d.workflows.prediction_jobs import (
     RECORD,
@@ -97,11 +97,8 @@ def predict(
         UserError: no run, no input, two inputs of one name, or a shard that would overwrite.
     """
     config = config or PredictConfig()
-    names = [name for name in runs.split(",") if name]
-    if config.inference.flips is None:
-        mirrored = replace(config.inference, flips=mirrors_of(names))
-        config = replace(config, inference=mirrored)
     shard = asked_shard(config.shard, overwrite=overwrite)
+    names = [name for name in runs.split(",") if name]
     jobs = jobs_of(inputs, Path(out), config)
     asked = Asked(
         names,
@@ -119,14 +116,16 @@ def predict(
 
 def predict_labels(asked: Asked) -> Result:
     """Label maps; raises as `predict`."""
-    names, jobs, config, reporter = asked.runs, asked.jobs, asked.config, asked.reporter
-    folder = asked.folder
+    names, jobs, reporter = asked.runs, asked.jobs, asked.reporter
+    config, folder = asked.config, asked.folder
     segmenters = [
         load_segmenter(
             name, checkpoint=config.checkpoint, device=config.device, precision=config.precision
         )
         for name in names
     ]
+    asked = asked.mirrored(segmenters)
+    config = asked.config
     if config.inference.patch == "by_spacing":
         _check_can_follow(names, segmenters)
     reporter.say(

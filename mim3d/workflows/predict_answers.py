@@ -65,6 +65,7 @@ def predict_answers(asked: Asked) -> Result:
         )
         for name in asked.runs
     ]
+    asked = asked.mirrored([one.model for one in classifiers])
     reporter.say(
         f"predicting {', '.join(f'`{one.name}`' for one in classifiers[0].table)} of "
         f"{len(asked.jobs)} case(s) with {', '.join(f'`{name}`' for name in asked.runs)} into "

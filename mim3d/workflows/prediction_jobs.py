@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Container, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mim3d.foundation.documents import parsed
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.reporting import Reporter
 from mim3d.foundation.shard import Shard
+from mim3d.inference.segmenter import Segmenter, with_mirrors
 from mim3d.workflows.run_weights import run_digest
 
 RECORD = "predictions.json"
@@ -87,6 +88,11 @@ class Asked:
     dry_run: bool = False
     shard: Shard | None = None
     everyone: Sequence[Job] = ()
+
+    def mirrored(self, models: Sequence[Segmenter]) -> Asked:
+        """The same with the mirrors of the runs, where none were asked for (`with_mirrors`)."""
+        inference = with_mirrors(models, self.config.inference)
+        return replace(self, config=replace(self.config, inference=inference))
 
     def told(self, made: Container[str]) -> tuple[list[str], dict[str, Any]]:
         """What a shard says of the folder: lines, and facts.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mim3d.config.verbs import PreparationConfig
 from mim3d.data.prepare.distances import signed_distances
+from mim3d.data.prepare.keys import noted
 from mim3d.data.prepare.volume import VolumeRule, prepare_volume
 from mim3d.data.volume import Volume
 from mim3d.foundation.errors import VolumeError
@@ -42,17 +44,26 @@ def test_each_voxel_holds_the_way_to_the_nearest_of_the_other_kind(values):
     np.testing.assert_allclose(found.voxels[0], _slow(inside, 3.0), rtol=1e-6)
 
 
-def test_a_store_holds_them_from_minus_1_to_1_and_takes_what_lies_outside_for_air():
+@pytest.mark.parametrize(("scale", "low"), [("signed", -1), ("range", 0)])
+def test_a_store_holds_them_from_minus_1_to_1_and_one_of_old_from_0(scale, low):
+    """What lies outside is air in both."""
     inside = _shape()
-    rule = VolumeRule(modalities=("other",), crop_to_body=False, distance_mm=4.0)
+    stored = {"modalities": ["other"], "crop_to_body": False, "distance_mm": 4.0}
+    rule = VolumeRule.from_json(stored | ({} if scale == "range" else {"distance_scale": scale}))
 
     case = prepare_volume(_volume(inside.astype(np.uint8)[None]), rule)
 
-    (scale,), (offset,), (normalisation,) = case.scale, case.offset, case.normalisation
-    held = normalisation.apply(case.voxels[0] * np.float32(scale) + np.float32(offset))
-    np.testing.assert_allclose(held, _slow(inside, 4.0) / 4, atol=2e-3)
+    (factor,), (offset,), (normalisation,) = case.scale, case.offset, case.normalisation
+    held = normalisation.apply(case.voxels[0] * np.float32(factor) + np.float32(offset))
+    share = (_slow(inside, 4.0) + 4) / 8
+    np.testing.assert_allclose(held, low + (1 - low) * share, atol=2e-3)
     assert normalisation.air == 0
     assert case.facts["body_share"] == pytest.approx(inside.mean())
+
+
+def test_preparations_of_distances_say_how_they_are_scaled():
+    assert noted(PreparationConfig(distance_mm=4.0))["distance_scale"] == "signed"
+    assert "distance_scale" not in noted(PreparationConfig())
 
 
 def test_volumes_of_more_than_two_values_are_no_shapes():

@@ -12,6 +12,7 @@ from mim3d.models.classifier import VolumeClassifier, pooled_tokens
 from mim3d.models.looks import kept_tokens
 from mim3d.models.vit import VolumeViT
 from mim3d.tokens.patches import cut_crop
+from mim3d.training.ema import MeanWeights
 
 SIZE = (11, 13, 7)
 
@@ -66,26 +67,69 @@ def test_statistics_are_mean_and_deviation_of_the_valid_tokens_standardised_by_c
     np.testing.assert_allclose(outputs.numpy(), expected, atol=1e-4)
 
 
-def test_in_training_the_norm_is_that_of_torch_and_prediction_takes_what_it_went_through():
+@torch.no_grad()
+def test_in_training_it_is_standardised_by_the_batch():
     network, voxels = _network(pool="statistics", standardises=True), _voxels(5)
-    head = network.decoder
-    oracle = torch.nn.BatchNorm1d(48, affine=False, momentum=0.05, eps=1e-6)
-    network.encoder.eval()
-    head.train()
-    for _ in range(3):
-        states = network.encoder(voxels)
+    head = network.decoder.train()
+    states = network.encoder(voxels)
+    oracle = torch.nn.BatchNorm1d(48, affine=False, eps=1e-6)
+
+    outputs = head(states)
+
+    normed = oracle(pooled_tokens(states.tokens, None, "statistics"))
+    torch.testing.assert_close(outputs, head.linear(normed), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_moments_follow_the_batches_as_the_mean_of_the_weights_follows_the_weights():
+    """So the mean weights are standardised by about what they would give, first batch included."""
+    network = _network(pool="statistics", standardises=True, memory=0.4)
+    head, followed = network.decoder.train(), None
+    for step in range(8):
+        states = network.encoder(_voxels(5) * 1.5**step)
         rows = pooled_tokens(states.tokens, None, "statistics")
+        moments = torch.nn.Parameter(torch.stack([rows.mean(0), rows.var(0, correction=0) + 1e-6]))
+        if followed is None:
+            held = moments
+            followed = MeanWeights({"moments": held}, 0.4)
+        else:
+            held.copy_(moments)
+            followed.update()
 
-        outputs = head(states)
+        head(states)
+        head.follow()
 
-        normed = oracle(rows)
-        torch.testing.assert_close(outputs, head.linear(normed), atol=1e-4, rtol=1e-4)
-        voxels = voxels * 1.5
-    torch.testing.assert_close(head.mean, oracle.running_mean)
-    # torch's running variance is that of b - 1, and starts at 1 as ours
-    ours = head.deviation.square()
-    drawn = oracle.running_var - 0.95**3
-    torch.testing.assert_close(ours - 0.95**3, drawn * 4 / 5, atol=1e-5, rtol=1e-3)
+        mean, variance = followed.tensors["moments"]
+        torch.testing.assert_close(head.mean, mean, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(head.deviation.square(), variance, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_batch_whose_step_was_skipped_leaves_no_trace():
+    network = _network(pool="statistics", standardises=True)
+    head = network.decoder.train()
+    for voxels in (_voxels(5), _voxels(5) * torch.nan, _voxels(5)):
+        head(network.encoder(voxels))
+        if voxels.isfinite().all():
+            head.follow()
+    mean = pooled_tokens(network.encoder(_voxels(5)).tokens, None, "statistics").mean(dim=0)
+
+    torch.testing.assert_close(head.mean, mean)
+    head.follow()  # nothing was seen since
+    torch.testing.assert_close(head.mean, mean)
+
+
+@torch.no_grad()
+def test_fixed_moments_count_in_training_too():
+    network, voxels = _network(pool="statistics", standardises=True, is_fixed=True), _voxels(5)
+    torch.nn.init.normal_(network.decoder.mean)
+    before, judged = network.decoder.mean.clone(), network(voxels)
+
+    outputs = network.train()(voxels)
+    network.decoder.follow()
+
+    torch.testing.assert_close(outputs, judged)
+    torch.testing.assert_close(network.decoder.mean, before)
 
 
 def test_tokens_that_are_all_the_same_have_a_gradient_that_is_finite():

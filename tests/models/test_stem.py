@@ -380,3 +380,20 @@ def test_both_forms_compile() -> None:
         torch.testing.assert_close(
             compiled(voxels(), **where).tokens, network(voxels(), **where).tokens
         )
+
+
+@torch.no_grad()
+def test_convolutions_of_a_fresh_stem_tell_a_bright_voxel_from_a_dim_one() -> None:
+    """A norm over channels takes the level away; biases in front of it bring it back."""
+    torch.manual_seed(0)
+    stem = VolumeViT(CONFIG).embedding
+    for stage in stem.stages:
+        dim, bright = (torch.full((1, stage.merge.in_features), level) for level in (0.5, 2.0))
+
+        def apart(stage: Stage = stage, dim: Tensor = dim, bright: Tensor = bright) -> float:
+            shown, other = (stage.norm1(stage.merge(one)) for one in (dim, bright))
+            return float((shown - other).norm() / shown.norm())
+
+        assert apart() > 0.1
+        torch.nn.init.zeros_(stage.merge.bias)
+        assert apart() < 0.01

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from preparing import Recorder
 
 from mim3d.config.verbs import FinetuneConfig
 from mim3d.foundation.randomness import RandomStream
 from mim3d.objectives.base import Moment
-from mim3d.workflows.finetune import warn_of_seen
 from mim3d.workflows.tasks import segmentation
 from mim3d.workflows.tasks.curve import Curve, read_curve
 from mim3d.workflows.tasks.segmentation import Scores
@@ -95,21 +92,3 @@ def test_the_audit_looks_at_the_same_cases_with_the_encoder_zeroed_at_the_last_s
     assert last == {"dice": 0.7, "dice_encoder_zeroed": 0.2}
     assert read_curve(tmp_path)["zeroed"] == {"a": 0.1, "b": 0.3}
     assert read_curve(tmp_path)["dice"] == {"5": {"a": 0.6, "b": 0.8}, "10": {"a": 0.6, "b": 0.8}}
-
-
-@pytest.mark.parametrize(("verb", "how"), [("pretrain", "pre-trained"), ("finetune", "fine-tuned")])
-def test_a_start_from_a_run_that_saw_those_who_judge_is_told(
-    monkeypatch: pytest.MonkeyPatch, verb: str, how: str
-) -> None:
-    record = {"verb": verb, "trained_on": {"a": "hash of a", "other name of b": "hash of b"}}
-    monkeypatch.setattr(
-        sys.modules[warn_of_seen.__module__], "load_preparation", lambda run: record
-    )
-    store: Any = SimpleNamespace(source_hash=lambda case: f"hash of {case}")
-    told = Recorder()
-
-    warn_of_seen("runs/one", store, ["a", "b", "c"], told)
-    warn_of_seen("runs/one", store, ["c"], told)
-
-    assert len(told.warnings) == 1
-    assert f"`runs/one` was {how} on 2 of the 3 cases that judge here" in told.warnings[0]

@@ -155,6 +155,19 @@ def finetuning(begun: tuple[Path, Path], folder: Path, **changes: Any) -> Finetu
     return read_config(path, FinetuneConfig, {**plain, **changes})
 
 
+def test_a_start_from_a_run_that_saw_those_who_judge_is_told(
+    begun: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = finetuning(begun, tmp_path, init_adapt="patch", **{"data.inner_fold": 0})
+    reporter = Lines()
+
+    finetune(config, out=str(tmp_path / "tuned"), reporter=reporter)
+
+    told = [line for line in reporter.lines if "judged cases, without their labels" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"`{begun[1]}` was pre-trained on the images of")
+
+
 def test_a_fine_tuning_adapts_the_patch_says_so_and_keeps_a_record(
     begun: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -165,6 +178,7 @@ def test_a_fine_tuning_adapts_the_patch_says_so_and_keeps_a_record(
 
     said = f"`{KERNEL.removeprefix('encoder.')}` was 24 x 64, now 24 x 128"
     assert any(line.startswith(f"adapted {said}") for line in reporter.lines)
+    assert not any("judged cases" in line for line in reporter.lines)
     (adapted,) = json.loads((out / "init.json").read_text())["adapted"]
     assert (adapted["found"], adapted["made"]) == ([24, 64], [24, 128])
     assert adapted["reason"] == "`encoder.patch` 4,4,4 to 8,8,2"

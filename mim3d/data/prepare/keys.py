@@ -52,8 +52,10 @@ def preparation_key(
 
 
 def noted(config: PreparationConfig) -> dict[str, Any]:
-    """The settings as stores note them."""
-    return {k: v for k, v in asdict(config).items() if v is not None or k not in LATER}
+    """The settings as stores note them, and which rule they were followed by."""
+    settings = {k: v for k, v in asdict(config).items() if v is not None or k not in LATER}
+    # Stores that do not say so hold distances from 0 to 1.
+    return settings if config.distance_mm is None else {**settings, "distance_scale": "signed"}
 
 
 def source_state(case: Case, stored: Mapping[str, Any] | None, verify: bool) -> dict[str, Any]:

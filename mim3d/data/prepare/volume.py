@@ -56,8 +56,8 @@ class VolumeRule:
         intensity_range: what becomes 0 and 1, whatever the modality; None measures.
         crop_to_body: cut away air around the body.
         body_margin_mm: air that stays.
-        distance_mm: shapes become signed distances up to this, which become -1 to 1; None leaves
-            intensities as they are.
+        distance_mm: shapes become signed distances up to this; None leaves intensities as they are.
+        distance_scale: these become -1 to 1 (`signed`), or as in stores of old 0 to 1 (`range`).
     """
 
     modalities: tuple[Modality | None, ...] | None = None
@@ -69,6 +69,7 @@ class VolumeRule:
     body_margin_mm: float = 5.0
     intensity_range: tuple[float, float] | None = None
     distance_mm: float | None = None
+    distance_scale: Literal["range", "signed"] = "range"
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> VolumeRule:
@@ -109,7 +110,7 @@ def prepare_volume(
     body = body_mask(measurable, airs)
     share = float(body.mean())
     # A shape may be as thin as a vessel; a scan with so little body is none.
-    if share < LEAST_BODY and (not _is_scaled(rule) or not share):
+    if share < LEAST_BODY and (_range(rule) is None or not share):
         raise VolumeError(
             f"the body fills {share:.2%} of the volume, less than one voxel in a thousand",
             remedy="check the file, and the modality (`--prepare.modality`)",
@@ -182,9 +183,11 @@ def _airs(
     return tuple(map(find_air, voxels, modalities))
 
 
-def _is_scaled(rule: VolumeRule) -> bool:
-    """Whether the scale is the same in every volume, in place of measured in each."""
-    return rule.distance_mm is not None or rule.intensity_range is not None
+def _range(rule: VolumeRule) -> tuple[float, float] | None:
+    """What becomes 0 and 1 in every volume, distances of old included; None is measured in each."""
+    if rule.distance_mm is not None:
+        return (-rule.distance_mm, rule.distance_mm)
+    return rule.intensity_range
 
 
 def _measured(
@@ -192,10 +195,11 @@ def _measured(
 ) -> tuple[Normalisation, ...]:
     measured = []
     for number, (channel, air, modality) in enumerate(zip(voxels, airs, modalities, strict=True)):
-        if rule.distance_mm is not None:
+        scale = _range(rule)
+        if rule.distance_mm is not None and rule.distance_scale == "signed":
             found: Normalisation | None = signed(rule.distance_mm, air)
-        elif rule.intensity_range is not None:
-            found = ranged(channel, air, rule.intensity_range)
+        elif scale is not None:
+            found = ranged(channel, air, scale)
         else:
             found = measure(channel, air, modality, rule.window_hu, rule.clip_percentiles)
         if found is None:

@@ -138,10 +138,12 @@ def report(bench: Bench, trials: Sequence[Trial]) -> Result:
         if (record := bench.record_of(trial)) is not None
     ]
     missing = len(trials) - len(records)
-    facts = {"done": len(records), "missing": missing, "out": str(bench.out)}
+    folder = Path(bench.settings.report or bench.out)
+    facts = {
+        "done": len(records), "missing": missing, "out": str(bench.out), "report": str(folder),
+    }  # fmt: skip
     if not records:
         return Result(text="no fine-tuning is done yet", facts=facts)
-    folder = Path(bench.settings.report or bench.out)
     folder.mkdir(parents=True, exist_ok=True)
     files = write_report(
         records,

@@ -25,7 +25,7 @@ from mim3d.workflows.assembly import store_of
 from mim3d.workflows.frozen import FrozenEncoder, config_of, load_encoder
 from mim3d.workflows.networks import scheme_of
 from mim3d.workflows.probing.label_maps import LabelledStore, read_label_maps
-from mim3d.workflows.probing.question import Question, question_of, seen_before, task_for
+from mim3d.workflows.probing.question import Question, question_of, task_for
 from mim3d.workflows.probing.rows import LONG, Row, Scored, scored, table_of
 from mim3d.workflows.probing.trained import (
     Adapt,
@@ -41,6 +41,7 @@ from mim3d.workflows.probing.volumes import TargetStore, read_volumes
 from mim3d.workflows.result import Result
 from mim3d.workflows.run_record import load_preparation
 from mim3d.workflows.run_weights import run_digest
+from mim3d.workflows.seen_cases import seen_before
 from mim3d.workflows.tasks.registry import TRAININGS
 from mim3d.workflows.tasks.segmentation import structures_of
 
@@ -97,7 +98,7 @@ def probe(
     plan = _planned(config)
     for line in _told(config, question, frozen, plan, folder):
         reporter.say(line)
-    notes = seen_before(frozen, question)
+    notes = seen_before(frozen.run, frozen.record, store, question.judging)
     for note in notes:
         (reporter.warn if note.flatters else reporter.say)(note.text)
     if dry_run:

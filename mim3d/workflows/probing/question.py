@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mim3d.config.probe import ProbeConfig
-from mim3d.config.reading import read_config
-from mim3d.config.verbs import PretrainConfig
 from mim3d.data.asked_target import AskedTarget
 from mim3d.data.splits import training_cases, validation_cases
 from mim3d.data.store import Store
 from mim3d.data.target_table import asked_names, target_table
 from mim3d.foundation.errors import ConfigError, UserError
-from mim3d.workflows.frozen import FrozenEncoder
 from mim3d.workflows.probing.judges import ClassJudge, DiceJudge, Judge, NumberJudge
 from mim3d.workflows.probing.trained import Task
 from mim3d.workflows.probing.volumes import TargetStore
@@ -114,43 +110,3 @@ def question_of(config: ProbeConfig, task: Task, store: Store) -> Question:
     else:
         judge = ClassJudge(truth.astype(np.int64), subjects, config.evaluation)
     return Question(task, store, fit, judging, judge, target)
-
-
-@dataclass(frozen=True)
-class Note:
-    """What a reader must know of a comparison.
-
-    Attributes:
-        text: one sentence.
-        flatters: whether it makes the run look better than it is.
-    """
-
-    text: str
-    flatters: bool
-
-
-def seen_before(frozen: FrozenEncoder, question: Question) -> list[Note]:
-    """What the run has seen of those who judge."""
-    trained = set(frozen.record["trained_on"].values())
-    seen = [case for case in question.judging if question.store.source_hash(case) in trained]
-    if not seen:
-        return []
-    listed = f"{len(seen)} of {len(question.judging)} judged cases"
-    if frozen.record["verb"] == "finetune":
-        return [Note(f"`{frozen.run}` was fine-tuned on {listed}: its numbers flatter", True)]
-    told = _told_in_pretraining(frozen)
-    if told is None:
-        text = f"`{frozen.run}` was pre-trained on the images of {listed}, without their labels"
-        return [Note(text, False)]
-    text = f"`{frozen.run}` was pre-trained on {listed} with {told}: its numbers may flatter"
-    return [Note(text, True)]
-
-
-def _told_in_pretraining(frozen: FrozenEncoder) -> str | None:
-    """What a pre-training was told of its cases beside their images; None if nothing."""
-    if frozen.record["verb"] != "pretrain":
-        return None
-    objective = read_config(Path(frozen.run) / "config.yaml", PretrainConfig).objective
-    if objective.supervised.target is not None:
-        return f"their `{objective.supervised.target}`"
-    return "masks led by their label maps" if objective.guide.by == "map" else None

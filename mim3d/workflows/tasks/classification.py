@@ -96,6 +96,8 @@ class _WholeVolumes:
                     )
 
         if self.config.classification.start == "linear":
+            for warning in _of_start(self.config):
+                reporter.warn(warning)
             chosen = start_head(
                 self._task,
                 self._features(reporter),
@@ -188,6 +190,22 @@ def check_company(config: FinetuneConfig) -> None:
         raise _alone("`classification.mixup` blends crops that pass together", shared)
     if config.classification.norm == "batch" and training.batch_size <= training.accumulation:
         raise _alone("`classification.norm batch` is by crops that pass together")
+
+
+def _of_start(config: FinetuneConfig) -> list[str]:
+    """What a linear start leaves out, or does not stand."""
+    said, found = config.classification, []
+    if said.class_weights != "none":
+        found.append(
+            "`classification.class_weights` play no part in the linear start, only in the steps "
+            "behind it"
+        )
+    if said.norm == "none" and config.optim.adapt != "frozen":
+        found.append(
+            "a map that starts from a probe is soon lost where the encoder learns too: take "
+            "`--classification.norm batch`, or `--optim.adapt frozen`"
+        )
+    return found
 
 
 def _alone(what: str, shared: str = "") -> ConfigError:

@@ -16,8 +16,11 @@ from torch import Tensor
 
 from mim3d.data.asked_target import AskedTarget
 from mim3d.evaluation.volume_probes import LinearProbe, ProbedVolumes, Standard, linear_probe
-from mim3d.models.classifier import VolumeHead
+from mim3d.models.classifier import SMALLEST_VARIANCE, VolumeHead
 from mim3d.objectives.classification import Classification
+
+STARTED = 1_000
+"""Updates that the moments of a start count as: batches change them slowly from the first on."""
 
 
 def start_head(
@@ -58,8 +61,12 @@ def start_head(
 def _set(head: VolumeHead, standard: Standard, weight: Tensor, bias: Tensor) -> None:
     """The map of standardised features `d k` becomes the head's, whichever it is given."""
     if head.standardises:
+        # Training never divides by less, whatever hardly differs between volumes.
+        deviation = standard.deviation.clamp_min(SMALLEST_VARIANCE**0.5)
+        weight = weight * (deviation / standard.deviation)[:, None]
         head.mean.copy_(standard.mean)
-        head.deviation.copy_(standard.deviation)
+        head.deviation.copy_(deviation)
+        head.updates.fill_(STARTED)
     else:
         weight = weight / standard.deviation[:, None]
         bias = bias - standard.mean @ weight

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,10 @@ from mim3d.foundation.reporting import Silent
 from mim3d.workflows.prepare import prepare
 from mim3d.workflows.probing import probe as module
 from mim3d.workflows.probing.probe import probe
-from mim3d.workflows.probing.question import question_of, seen_before
+from mim3d.workflows.probing.question import question_of
 from mim3d.workflows.probing.trained import random_run
 from mim3d.workflows.probing.views import RANDOM, RUN, VOXELS
+from mim3d.workflows.seen_cases import seen_before
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*an array says neither voxel size")
 TRAINING = TrainingConfig(
@@ -258,9 +258,8 @@ def test_pretraining_that_was_told_labels_is_not_said_to_have_seen_none(
     (tmp_path / "config.yaml").write_text(json.dumps(to_mapping(told)))
     hashes = {case: question.store.source_hash(case) for case in question.judging}
     record = {"verb": "pretrain", "trained_on": hashes}
-    frozen = SimpleNamespace(run=str(tmp_path), record=record)
 
-    (note,) = seen_before(frozen, question)
+    (note,) = seen_before(str(tmp_path), record, question.store, question.judging)
 
     assert note.flatters is is_flattered
     assert ("without their labels" in note.text) is not is_flattered

@@ -30,7 +30,7 @@ from mim3d.foundation.errors import ConfigError, ExitCode, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.training.checkpoints import weights_digest
 from mim3d.workflows.finetune import finetune, resolved
-from mim3d.workflows.loading import load_classifier, load_segmenter, mirrors_of
+from mim3d.workflows.loading import load_classifier, load_segmenter
 from mim3d.workflows.plan.subject import subject_of
 from mim3d.workflows.predict import predict
 from mim3d.workflows.tasks.classification import VALIDATION, ClassificationTraining, scores_of
@@ -140,12 +140,11 @@ def test_runs_that_were_judged_with_other_mirrors_are_not_averaged_unasked(
     (other / "config.yaml").write_text(dump(to_mapping(mirrored)))
     both, out = f"{run},{other}", str(tmp_path / "answers")
 
-    with pytest.raises(UserError, match="different axes: .*run` none, .*other` x"):
+    with pytest.raises(UserError, match=r"different axes: \[\], \[x\]"):
         predict(both, [str(archive)], out=out, reporter=Silent())
     asked = PredictConfig(device="cpu", inference=InferenceConfig(flips=()))
     predict(both, [str(archive)], out=out, reporter=Silent(), config=asked)
 
-    assert mirrors_of([other]) == ("x",)
     plain = PredictConfig(device="cpu", precision="fp32")
     for folder, said in (("a", plain), ("b", replace(plain, inference=mirrored.inference))):
         predict(str(other), [str(archive)], out=str(tmp_path / folder), config=said,
