@@ -22,6 +22,7 @@ MEASURED = {
     "Hippocampus": "benchmarks/convergence/hippocampus/README.md",
     "Mouse brain": "benchmarks/convergence/mouse/README.md",
     "Which masks pay": "benchmarks/masking/README.md",
+    "Classes of volumes": "benchmarks/classification/README.md",
     "What else was tried": "benchmarks/ablation/README.md",
     "Other spacings, other patches": "benchmarks/spacing/README.md",
     "Speed and memory": "benchmarks/throughput/README.md",
