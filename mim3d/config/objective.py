@@ -140,7 +140,7 @@ class GuideConfig:
     """`attention`, `loss`: steps from one that tells something to the next."""
     queries: Literal["class_token", "patches"] | None = None
     """`attention`: whose; none is the class token's where the encoder has one, else the mean of all
-    visible patches'."""
+    patches' that the encoder is given, which for `simmim` are those of mask tokens too."""
     source: Literal["network", "teacher"] = "network"
     """`loss`: the network's own errors, which cost nothing; or those of its running mean
     (`teacher.momentum`), which cost a forward pass in each step that tells."""

@@ -175,8 +175,9 @@ def _break_even(study: Study, arm: str, labels: str, unit: Unit, paid: float) ->
     other = study.time(partner, labels, HEADLINE, beside=arm)
     if own is None or other is None or not paid:
         return None
-    fewest, most = _ends(own, _price(study, arm, labels, unit))
-    least, largest = _ends(other, _price(study, partner, labels, unit))
+    price, price_of_partner = _prices(study, arm, partner, labels, unit)
+    fewest, most = _ends(own, price)
+    least, largest = _ends(other, price_of_partner)
     saved = (least - most, largest - fewest)
     if math.isnan(saved[0]) or math.isnan(saved[1]):
         return BreakEven(None, "", False)
@@ -193,10 +194,28 @@ def _break_even(study: Study, arm: str, labels: str, unit: Unit, paid: float) ->
     )
 
 
-def _price(study: Study, arm: str, labels: str, unit: Unit) -> float:
-    """Cost of one step of fine-tuning."""
+def _prices(
+    study: Study, arm: str, partner: str, labels: str, unit: Unit
+) -> tuple[float, float]:
+    """Cost of one step of fine-tuning of an arm and of its partner.
+
+    The median over runs; where a step of both is the same arithmetic, over the runs of both: what
+    else was done on the machine must not look like a gain of one of them.
+    """
+    flop = [_a_step(study, one, labels, "flop") for one in (arm, partner)]
+    own, other = (_a_step(study, one, labels, unit) for one in (arm, partner))
+    if math.isclose(_median(flop[0]), _median(flop[1]), rel_tol=1e-6):
+        own = other = own + other
+    return _median(own), _median(other)
+
+
+def _a_step(study: Study, arm: str, labels: str, unit: Unit) -> list[float]:
     runs: list[Record] = list(study.runs(arm, labels).values())
-    return _mean([getattr(run, unit) / max(run.steps[-1], 1) for run in runs])
+    return [getattr(run, unit) / max(run.steps[-1], 1) for run in runs]
+
+
+def _median(values: list[float]) -> float:
+    return float(np.median(values)) if values else 0.0
 
 
 def _ends(time: Estimate, price: float) -> tuple[float, float]:

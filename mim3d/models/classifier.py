@@ -22,6 +22,8 @@ Polarity = Literal["high", "low"]
 
 SMALLEST_VARIANCE = 1e-6
 """Added to variances: a root has no slope at 0."""
+FIRST_LOOK = 0x2545F4914F6CDD1D
+"""Makes other keys of those of a volume: the second look's draw is independent of the first's."""
 MEMORY = 0.95
 """What running means keep of themselves with each update, where nothing else is said."""
 
@@ -206,11 +208,19 @@ class VolumeClassifier(nn.Module):
             raise _beyond("dropout", dropout, "0 to below 1")
         if not 0 < keep <= 1:
             raise _beyond("keep", keep, "above 0 to 1")
-        if keep_by == "attention" and keep == 1:
+        if keep == 1 and (keep_by == "attention" or keep_at_test):
+            said = "keep_by attention" if keep_by == "attention" else "keep_at_test true"
             raise ConfigError(
-                "`classification.keep_by attention` chooses the tokens that are seen, and all are",
+                f"`classification.{said}` is about the tokens that are seen, and all are",
                 remedy="say how many, for example `--classification.keep 0.25`",
                 code="range",
+            )
+        if keep_by == "chance" and keep_polarity == "low":
+            raise ConfigError(
+                "`classification.keep_polarity low` leaves out what attention marks, and "
+                "`classification.keep_by` is `chance`",
+                remedy="add `--classification.keep_by attention`",
+                code="keep",
             )
         self.drop_air = drop_air
         self.keep, self.keep_at_test = keep, keep_at_test
@@ -232,6 +242,14 @@ class VolumeClassifier(nn.Module):
     ) -> Tensor:
         """Outputs `b k`; takes what `look` takes, but for weights."""
         return self.look(voxels, spacing_mm, valid, present, keys=keys).outputs
+
+    @property
+    def queries(self) -> Literal["class_token", "patches"]:
+        """Whose attention tells what matters: that of the tokens which the answer is made of.
+
+        A class token that is not pooled is not trained by the answer.
+        """
+        return "class_token" if self.decoder.pool == "class_token" else "patches"
 
     def features(
         self, voxels: Tensor, spacing_mm: Spacing = None, valid: Tensor | None = None
@@ -289,8 +307,8 @@ class VolumeClassifier(nn.Module):
             if keys is None:
                 keys = torch.zeros(len(voxels), dtype=torch.int64, device=voxels.device)
             if at_test and self.keep_by == "attention":
-                first = kept_tokens(cut, keys, keep)
-                noticed = received(seen(first, wants_attention=True))
+                first = kept_tokens(cut, keys ^ FIRST_LOOK, keep)
+                noticed = received(seen(first, wants_attention=True), self.queries)
                 weights = spread(noticed, first.seen, cut.crop.grid)
             split = kept_tokens(cut, keys, keep, weights, polarity=self.keep_polarity)
         states = seen(split, wants_attention=wants_attention)

@@ -219,7 +219,7 @@ def attention_guide(
             code="keep",
         )
     # MSMAE's masking of pre-training, of which nothing but the guide is read here.
-    masking = PretextConfig(guide=GuideConfig(by="attention"))
+    masking = PretextConfig(guide=GuideConfig(by="attention", queries=network.queries))
     return AttentionGuide(network.encoder, masking)
 
 

@@ -239,6 +239,13 @@ def check_masks(config: PretextConfig) -> None:
             remedy="draw the ratio between two numbers, or move one number to its end",
             code="bad-ratio",
         )
+    if highest >= 1:
+        raise ConfigError(
+            "`objective.mask_ratio` or `objective.mask_ratio_end` reaches 1, which leaves no token "
+            "visible",
+            remedy="take numbers below 1",
+            code="bad-ratio",
+        )
     if config.drop_ratio > 0:
         _check_dropping(config, highest)
 
@@ -265,15 +272,18 @@ def _check_dropping(config: PretextConfig, highest: float) -> None:
 def _counts(
     config: PretextConfig, ratio: float, n: int, valid: Tensor | None
 ) -> tuple[int | list[int], int | list[int]]:
-    """Exact numbers of masked and of dropped tokens, of all samples alike or of each."""
-    rounding, drop = config.rounding, config.drop_ratio
+    """Exact numbers of masked and of dropped tokens, of all samples alike or of each.
+
+    One token stays visible whatever is drawn: a crop that is nearly all padding, or numbers that
+    are rounded up together, must not stop a run in its middle.
+    """
+
+    def of(have: int) -> tuple[int, int]:
+        masked = min(count(ratio, have, config.rounding), max(have - 1, 0))
+        rest = max(have - 1 - masked, 0)
+        return masked, min(count(config.drop_ratio, have, config.rounding), rest)
+
     if valid is None:
-        return count(ratio, n, rounding), count(drop, n, rounding)
-    # A crop that is nearly all padding keeps one token visible rather than stop the run.
-    there = valid.sum(dim=1).tolist()
-    masked = [min(count(ratio, have, rounding), max(have - 1, 0)) for have in there]
-    rest = [max(have - 1 - each, 0) for have, each in zip(there, masked, strict=True)]
-    dropped = [
-        min(count(drop, have, rounding), most) for have, most in zip(there, rest, strict=True)
-    ]
-    return masked, dropped
+        return of(n)
+    masked, dropped = zip(*map(of, valid.sum(dim=1).tolist()), strict=True)
+    return list(masked), list(dropped)

@@ -108,7 +108,6 @@ class SMIT(SimMIM):
     def after_update(self, moment: Moment) -> None:
         """The teacher and its centres follow."""
         super().after_update(moment)
-        super().after_update(moment)
         self.teacher.update(Branch(self.encoder, self.prototypes), moment)
         self.token_centre.update()
         self.whole_centre.update()

@@ -55,6 +55,40 @@ def test_an_arm_that_is_slower_never_pays() -> None:
     assert found.break_even_flop.text() == "never"
 
 
+def test_a_busy_machine_makes_no_arm_dearer_whose_steps_are_the_same() -> None:
+    """A step is 0.1 s in three of four runs: what the fourth waited for is nobody's price."""
+    slow = (record("scratch", SLOW), replace(record("scratch", SLOW, replicate=1), seconds=6400.0))
+    fast = (record("mae", rising), record("mae", rising, replicate=1))
+
+    even, busy = (cost(Study((*runs, *fast)), "mae", L) for runs in (
+        (slow[0], replace(slow[1], seconds=64.0)), slow
+    ))  # fmt: skip
+
+    assert even is not None
+    assert busy is not None
+    assert busy.break_even_seconds == even.break_even_seconds
+    assert even.break_even_seconds is not None
+    assert even.break_even_seconds.finetunings is not None
+
+
+def test_each_arm_pays_its_own_price_where_a_step_is_another() -> None:
+    """Twice the arithmetic and the time a step: no gain of an arm twice as fast in steps."""
+    dear = replace(record("mae", rising), flop=1.28e12, seconds=128.0)
+    slow, fast = pair().time("scratch", L), pair().time("mae", L)
+
+    found = cost(Study((record("scratch", SLOW), dear)), "mae", L)
+
+    assert slow is not None and slow.value is not None
+    assert fast is not None and fast.value is not None
+    assert found is not None
+    assert found.break_even_seconds is not None
+    saved = slow.value * 0.1 - fast.value * 0.2
+    if saved > 0:
+        assert found.break_even_seconds.finetunings == pytest.approx(600 / saved)
+    else:
+        assert found.break_even_seconds.never
+
+
 def test_an_arm_that_never_arrives_never_pays() -> None:
     found = cost(pair(SLOW, partial(rising, top=0.4)), "mae", L)
 

@@ -219,9 +219,11 @@ def test_a_slice_one_voxel_thick_is_a_volume():
         ({"dropout": 1.0}, "`classification.dropout` is 1.0"),
         ({"keep": 0.0}, "`classification.keep` is 0.0"),
         ({"keep": 1.5}, "`classification.keep` is 1.5"),
+        ({"keep_at_test": True}, "`classification.keep_at_test true` is about the tokens that are"),
+        ({"keep": 0.5, "keep_polarity": "low"}, "`classification.keep_polarity low` leaves out"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused(fields, what):
+def test_settings_that_cannot_be_are_refused(fields, what):
     with pytest.raises(ConfigError, match=what):
         _network(**fields)
 

@@ -8,7 +8,7 @@ import torch
 
 from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
-from mim3d.models.classifier import VolumeClassifier
+from mim3d.models.classifier import FIRST_LOOK, VolumeClassifier
 from mim3d.models.looks import kept_tokens, received, spread
 from mim3d.models.vit import VolumeViT
 from mim3d.tokens.grid import TokenGrid
@@ -94,14 +94,29 @@ def test_at_test_a_first_even_look_says_what_is_seen_next():
 
     assert lengths == [12, 12]  # of 48 tokens, twice
     cut, keys = cut_crop(voxels, None, PATCH), torch.zeros(2, dtype=torch.int64)
-    first = kept_tokens(cut, keys, 0.25)
+    first = kept_tokens(cut, keys ^ FIRST_LOOK, 0.25)
     states = network.encoder(voxels, split=first, attention_maps=(2,))
-    weights = spread(received(states), first.seen, cut.crop.grid)
+    weights = spread(received(states, "patches"), first.seen, cut.crop.grid)
     expected = kept_tokens(cut, keys, 0.25, weights)
     assert torch.equal(looked.split.visible, expected.visible)
     assert not torch.equal(looked.split.visible, first.visible)
     alone = torch.cat([network(one[None]) for one in voxels])
     assert torch.allclose(alone, looked.outputs, atol=1e-5)
+
+
+def test_the_second_look_neither_seeks_nor_avoids_what_the_first_has_seen():
+    """Of equal weights the two share what chance lets them share: 128 of 512 twice, 32 each."""
+    cut = cut_crop(torch.zeros(64, 1, 16, 16, 16), None, (2, 2, 2))
+    weights = torch.ones(64, 512)
+    keys = torch.arange(64)
+
+    first = kept_tokens(cut, keys ^ FIRST_LOOK, 0.25)
+    second = kept_tokens(cut, keys, 0.25, weights)
+
+    both = [len(set(a.tolist()) & set(b.tolist()))
+            for a, b in zip(first.visible, second.visible, strict=True)]  # fmt: skip
+    # Hypergeometric: variance 128 * 0.25 * 0.75 * 384 / 511.
+    assert abs(np.mean(both) - 32) < 4 * np.sqrt(128 * 0.25 * 0.75 * 384 / 511 / 64)
 
 
 @torch.no_grad()
@@ -112,5 +127,5 @@ def test_out_of_training_all_tokens_are_seen_unless_it_is_asked_for():
 
 
 def test_attention_has_nothing_to_choose_where_all_is_seen():
-    with pytest.raises(ConfigError, match="chooses the tokens that are seen, and all are"):
+    with pytest.raises(ConfigError, match="keep_by attention` is about the tokens that are seen, and all are"):
         _network(keep_by="attention")

@@ -269,6 +269,32 @@ def test_the_guide_picks_its_share_and_the_rest_is_drawn_evenly() -> None:
     assert (share[body] - 18 / 42).abs().max() < 0.08
 
 
+def test_padding_takes_none_of_the_guides_picks() -> None:
+    """Of a crop half of padding, whose tokens are no body: 12 masked, 3 of them picked."""
+    guide = GuideConfig(by="body", share=(0.25, 0.25), temperature=0.0, polarity="low")
+    made, crops = masks(mask_ratio=0.5, guide=guide), batch(2, padded=True)
+    body, hits, steps = has_body(), torch.zeros(48), 400
+
+    for step in range(steps):
+        _, masked, _ = parts(drawn(made, crops, moment(step, steps)), 1)
+        hits += torch.bincount(torch.tensor(masked), minlength=48)
+
+    there = torch.arange(48) % 16 < 8  # the lower half along y
+    share = hits / steps
+    assert not hits[~there].any()
+    assert abs(share[body & there].mean().item() - 9 / 21) < 0.015
+    assert abs(share[~body & there].mean().item() - (3 / 8 + 5 / 8 * 9 / 21)) < 0.03
+
+
+def test_one_token_stays_visible_where_ratios_are_rounded_up_together() -> None:
+    """0.6 of 48 is 29, 0.39 of 48 is 19; a run must not stop where that ratio is drawn."""
+    made, crops = masks(mask_ratio=0.6, drop_ratio=0.39), batch()
+
+    visible, masked, dropped = parts(drawn(made, crops, moment()), 0)
+
+    assert (len(visible), len(masked), len(dropped)) == (1, 29, 18)
+
+
 def test_the_share_grows_in_a_straight_line_behind_the_warm_up() -> None:
     guide = GuideConfig(by="body", share=(0.0, 0.5), warmup=0.2, temperature=0.0)
     made, crops = masks(mask_ratio=0.25, guide=guide), batch()
@@ -338,6 +364,8 @@ def test_what_a_guide_needs_and_does_not_get_is_a_sentence() -> None:
         ({"mask_ratio": 1.2}, "a mask ratio lies between 0 and 1"),
         ({"mask_ratio": (0.5, -0.1)}, "a mask ratio lies between 0 and 1"),
         ({"mask_ratio_end": 1.5}, "a mask ratio lies between 0 and 1"),
+        ({"mask_ratio": (0.5, 1.0)}, "reaches 1, which leaves no token visible"),
+        ({"mask_ratio_end": 1.0}, "reaches 1, which leaves no token visible"),
         ({"drop_ratio": -0.1}, "a mask ratio lies between 0 and 1"),
         ({"mask_ratio": (0.2, 0.5), "mask_ratio_end": 0.9}, "has two numbers beside"),
         ({"mask_ratio": (0.2, 0.8), "drop_ratio": 0.2}, "leave no token visible"),

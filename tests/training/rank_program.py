@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,14 +18,18 @@ from loop_fakes import FakeFeed, FakeTask, optim_config, training_config  # noqa
 
 from mim3d.config.encoder import EncoderConfig  # noqa: E402
 from mim3d.config.objective import PretextConfig, TeacherConfig  # noqa: E402
+from mim3d.config.task import ClassificationConfig  # noqa: E402
 from mim3d.config.training import OptimConfig  # noqa: E402
+from mim3d.data.asked_target import AskedTarget  # noqa: E402
 from mim3d.data.batch import CropBatch  # noqa: E402
 from mim3d.foundation.errors import UserError  # noqa: E402
 from mim3d.foundation.randomness import generator  # noqa: E402
 from mim3d.foundation.reporting import Silent  # noqa: E402
+from mim3d.models.classifier import VolumeClassifier  # noqa: E402
 from mim3d.models.low_rank import adapt  # noqa: E402
 from mim3d.models.vit import VolumeViT  # noqa: E402
 from mim3d.objectives.base import Moment, Outcome, Task  # noqa: E402
+from mim3d.objectives.classification import Classification  # noqa: E402
 from mim3d.objectives.mae import MaskedAutoencoder  # noqa: E402
 from mim3d.objectives.smit import SMIT  # noqa: E402
 from mim3d.training.fabric import processes  # noqa: E402
@@ -33,11 +38,11 @@ from mim3d.training.run import Run  # noqa: E402
 from mim3d.training.validation import Validator  # noqa: E402
 
 
-def masked_task(kind: str) -> Task:
+def volume_task(kind: str) -> Task:
     """A small MAE whose blocks lie in lists, as FSDP cuts them, and are computed again.
 
     With adapters in its encoder where the kind is `lora`. Or a SMIT, whose teacher and centres have
-    to be the same in every process.
+    to be the same in every process; or a classifier, which standardises by the whole batch.
     """
     encoder = EncoderConfig(
         width=24,
@@ -53,6 +58,11 @@ def masked_task(kind: str) -> Task:
     if kind == "smit":
         teacher = TeacherConfig(views=1, prototypes=16, head_width=12, bottleneck=6, momentum=0.8)
         return SMIT(VolumeViT(encoder), PretextConfig(name="smit", teacher=teacher))
+    if kind == "classifier":
+        network = VolumeClassifier(VolumeViT(encoder), 2, pool="statistics", standardises=True)
+        # Common to all volumes, so that standardising takes it away: again no gradient but rounding.
+        network.encoder.norm.requires_grad_(False)
+        return Classification(network, ClassificationConfig(norm="batch"), [BRIGHT])
     objective = PretextConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)
     task = MaskedAutoencoder(VolumeViT(encoder), objective)
     if kind == "lora":
@@ -60,8 +70,15 @@ def masked_task(kind: str) -> Task:
     return task
 
 
+BRIGHT = AskedTarget("bright", (0.0, 1.0))
+
+
 class VolumeFeed(FakeFeed):
-    """The same for crops with three different sides."""
+    """The same for crops with three different sides, and whether each is bright."""
+
+    def batch(self, step: int, indices: range) -> CropBatch:
+        crops = super().batch(step, indices)
+        return replace(crops, targets=(crops.voxels.mean(dim=(1, 2, 3, 4)) > 0).float()[:, None])
 
     def crop(self, step: int, index: int) -> Tensor:
         draw = generator(self.seed, step, index, "crop").normal(size=(1, 16, 12, 8))
@@ -104,7 +121,7 @@ def main(folder: Path, trouble: str, strategy: str, kind: str, accumulation: int
     try:
         with Run.create_or_continue(folder / "run", {"training": {"device": "cpu"}}) as run:
             result = fit(
-                TroubledTask(trouble) if kind == "fake" else masked_task(kind),
+                TroubledTask(trouble) if kind == "fake" else volume_task(kind),
                 feed,
                 optim_config(freeze_encoder_steps=2),
                 training_config(

@@ -123,6 +123,20 @@ def test_a_teacher_and_its_centres_are_the_same_in_every_process(
     assert_same_training(tmp_path / "two", tmp_path / "one", atol=5e-4)
 
 
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_classifier_standardises_by_the_batch_of_all_processes(
+    tmp_path: Path, strategy: str
+) -> None:
+    """And follows the same moments in each."""
+    run(tmp_path / "one", world=1, kind="classifier", accumulation=1)
+    facts = run(tmp_path / "two", world=2, kind="classifier", strategy=strategy, accumulation=1)
+
+    assert_same_facts(tmp_path / "two", tmp_path / "one", facts)
+    assert_same_training(tmp_path / "two", tmp_path / "one", atol=3e-5)
+    weights = tmp_path / "two" / "run" / "checkpoints" / "last" / "weights.safetensors"
+    assert load_file(weights)["decoder.updates"] == 10
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_adapters_learn_and_are_merged_as_in_one_process(tmp_path: Path, strategy: str) -> None:
     """With FSDP a map that stays and its adapters are cut and gathered together."""

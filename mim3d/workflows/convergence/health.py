@@ -49,7 +49,7 @@ def embedding_health(config: PretrainConfig, run: Path) -> dict[str, float]:
         `crops_rank`, `crops_spread`, `crops_cosine` of the pooled features (`objectives.health`);
         the probes' `rank` is of tokens.
     """
-    store = store_of(config.data)
+    store = store_of(config.data, several=True)
     # Placed anywhere, so that arms that draw their crops elsewhere are looked at alike.
     data = replace(config.data, placement="uniform", feed="store", workers=0, window_cases=None,
                    max_crops_per_visit=None, resident_on="auto")  # fmt: skip

@@ -92,7 +92,15 @@ def module_for(part: nn.Module, size: Triple, spacing_mm: Tensor | None) -> Mona
     assert isinstance(part, VolumeClassifier)
     found = encoder_obstacles(part.encoder, may_have_class_token=True)
     if part.decoder.pool != "class_token":
-        found.append("`classification.pool mean`: MONAI's head reads the class token")
+        found.append(
+            f"`classification.pool {part.decoder.pool}`: MONAI's head reads the class token"
+        )
+    if part.decoder.standardises:
+        found.append("`classification.norm batch`")
+    if part.drop_air:
+        found.append("`classification.drop_air`: MONAI's ViT sees every patch")
+    if part.keep_at_test:
+        found.append("`classification.keep_at_test`: MONAI's ViT sees every patch")
     _refuse(found, "ViT")
     return monai_classifier(part, size, spacing_mm)
 
@@ -104,7 +112,7 @@ def _refuse(obstacles: list[str], name: str, *, is_encoder: bool = False) -> Non
     listed = "\n".join(f"  {one}" for one in obstacles)
     raise UserError(
         f"MONAI's {name} has no place for parts of this network",
-        remedy=f"{alone}`--format onnx` and `torch-export` take any network\n{listed}",
+        remedy=f"{alone}`--format onnx` and `torch-export` have fewer limits\n{listed}",
         code="no-counterpart",
     )
 

@@ -18,6 +18,7 @@ from mim3d.config.export import ExportConfig
 from mim3d.foundation.atomic import whole_file
 from mim3d.foundation.errors import ConfigError, UserError, WeightsError
 from mim3d.foundation.reporting import Reporter
+from mim3d.models.classifier import VolumeClassifier
 from mim3d.models.vit import VolumeViT
 from mim3d.workflows.export.subject import Subject, check_whole
 from mim3d.workflows.result import Result
@@ -241,6 +242,7 @@ def _plain(part: nn.Module, config: ExportConfig) -> Encoding | Answering:
                 remedy="leave it out, or add `--graph.part encoder`",
                 code="unused",
             )
+        _check_sees_all(part)
         return Answering(part).eval()
     if taps is None:
         taps = tuple(dict.fromkeys(-(-part.depth * quarter // 4) for quarter in (1, 2, 3, 4)))
@@ -251,6 +253,24 @@ def _plain(part: nn.Module, config: ExportConfig) -> Encoding | Answering:
             code="bad-taps",
         )
     return Encoding(part, taps).eval()
+
+
+def _check_sees_all(network: nn.Module) -> None:
+    """Refuses a classifier that chooses among the tokens of each crop.
+
+    Raises:
+        UserError: it leaves air out, which voxels alone do not tell; or it sees a draw of them.
+    """
+    if not isinstance(network, VolumeClassifier):
+        return
+    chooses = "drop_air" if network.drop_air else "keep_at_test" if network.keep_at_test else None
+    if chooses:
+        raise UserError(
+            f"the run's `classification.{chooses}` chooses the tokens of each crop that are seen, "
+            "and a program of voxels sees all",
+            remedy="`mim3d predict` and `--format hub-folder` have it; or add `--graph.part encoder`",
+            code="sees-part",
+        )
 
 
 def _shapes(

@@ -97,6 +97,29 @@ def test_a_classifier_of_slices_is_one_program_for_one_size(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("chooses", "said"),
+    [
+        (ClassificationConfig(target="grade", drop_air=True), "`classification.drop_air` chooses"),
+        (ClassificationConfig(target="grade", keep=0.5, keep_at_test=True), "keep_at_test` chooses"),
+    ],
+)
+def test_a_classifier_that_sees_a_part_of_each_crop_is_no_program_of_voxels(
+    tmp_path: Path, chooses: ClassificationConfig, said: str
+) -> None:
+    """It would be shown all of it, and answer otherwise than `predict`."""
+    config = FinetuneConfig(task="classification", encoder=SHALLOW, data=exporting.DATA,
+                            classification=chooses)  # fmt: skip
+    exporting.classifier(tmp_path / "run", config)
+
+    for dynamic in (True, False):
+        asked = ExportConfig("torch-export", graph=GraphConfig(dynamic=dynamic))
+        with pytest.raises(UserError, match=said):
+            made_program(load_subject(tmp_path / "run", asked), asked)
+    alone = ExportConfig("torch-export", graph=GraphConfig(part="encoder"))
+    assert made_program(load_subject(tmp_path / "run", alone), alone).module.names[0] == "tokens"
+
+
+@pytest.mark.parametrize(
     ("graph", "said"),
     [
         (GraphConfig(size=(16, 12, 9)), "`graph.size` is 16,12,9, expected whole patches of 8,4,4"),

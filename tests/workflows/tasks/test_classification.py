@@ -181,13 +181,14 @@ def test_crops_lie_anywhere_unless_it_is_said_otherwise(store: Path) -> None:
     [
         ClassificationConfig(mixup=0.4, keep=0.5, dropout=0.2, class_weights="balanced"),
         ClassificationConfig(keep=0.5, keep_by="attention", keep_at_test=True),
+        ClassificationConfig(pool="statistics", norm="batch"),
     ],
-    ids=["blends-kept-dropout", "attention"],
+    ids=["blends-kept-dropout", "attention", "norm-by-batch"],
 )
 def test_an_interrupted_run_ends_with_the_same_weights(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: ClassificationConfig
 ) -> None:
-    """With everything drawn, or led by maps that are in the checkpoint."""
+    """With everything drawn, or led by maps or moments that are in the checkpoint."""
     config = config_of(store, 4, classification=drawn)
     finetune(config, out=str(tmp_path / "whole"), reporter=Silent())
 
