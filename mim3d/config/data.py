@@ -38,7 +38,8 @@ class DataConfig:
     least half of what could be seen stays."""
     labels: int | float | None = None
     """Labelled subjects to train on: a number (`5`) or a fraction (`0.1`, rounded up, at least 2);
-    none is all. The draws of one seed are nested."""
+    none is all. The draws of one seed are nested. In pre-training it limits whose class
+    `objective.supervised` and whose labels the probes are told."""
     subjects: int | float | None = None
     """Subjects of the training list that pre-training sees, as `labels` counts them; none is all.
     The draws of one seed are nested."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ class Supervision(nn.Module):
                 code="supervised",
             )
         self.config = config
+        self._told: frozenset[str] | None = None
         self.head = nn.Linear(encoder.width, len(config.classes))
         initialise(self.head, encoder.config.initialisation)
 
@@ -56,6 +57,14 @@ class Supervision(nn.Module):
         assert self.config.target is not None
         return Target(self.config.target, self.config.classes, is_optional=True)
 
+    def tell_of(self, cases: Collection[str]) -> None:
+        """From now on the classes of these cases alone are told; those of others are unknown.
+
+        Args:
+            cases: their ids, where few are to count as labelled.
+        """
+        self._told = frozenset(cases)
+
     def forward(self, states: Sequence[HiddenStates], batches: Sequence[CropBatch]) -> Outcome:
         """The weighted term, and what it says in the log.
 
@@ -64,7 +73,7 @@ class Supervision(nn.Module):
             batches: the same crops with their `targets`.
         """
         features = torch.cat([pooled(one) for one in states])
-        classes = torch.cat([_classes(batch) for batch in batches]).to(features.device)
+        classes = torch.cat([self._classes(batch) for batch in batches]).to(features.device)
         is_known = ~classes.isnan()
         logits = self.head(features.to(self.head.weight.dtype)).float()
         each = F.cross_entropy(logits, classes.nan_to_num().long(), reduction="none")
@@ -80,6 +89,16 @@ class Supervision(nn.Module):
             "undecided": self.config.weight * share * math.log(self.head.out_features),
         }
         return Outcome(self.config.weight * error, logs)
+
+    def _classes(self, batch: CropBatch) -> Tensor:
+        """Place of each crop's class, NaN where unknown, `b`."""
+        if batch.targets is None:
+            return batch.voxels.new_full((len(batch.voxels),), math.nan)
+        classes = batch.targets[:, 0]
+        if self._told is None:
+            return classes
+        told = torch.tensor([case in self._told for case in batch.case_ids])
+        return classes.masked_fill(~told.to(classes.device), math.nan)
 
     def added(
         self, outcome: Outcome, states: Sequence[HiddenStates], batches: Sequence[CropBatch]
@@ -118,10 +137,3 @@ def check_supervised(config: PretextConfig) -> None:
             f"`objective.supervised.weight` is {config.supervised.weight}, expected 0 or more",
             code="supervised",
         )
-
-
-def _classes(batch: CropBatch) -> Tensor:
-    """Place of each crop's class, NaN where unknown, `b`."""
-    if batch.targets is None:
-        return batch.voxels.new_full((len(batch.voxels),), math.nan)
-    return batch.targets[:, 0]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mim3d.config.objective import PretextConfig
+from mim3d.config.verbs import PretrainConfig
+from mim3d.data.splits import training_cases
 from mim3d.data.store import Store
 from mim3d.foundation.errors import ConfigError
 from mim3d.objectives.supervision import check_supervised
@@ -47,3 +49,24 @@ def with_classes(objective: PretextConfig, store: Store) -> PretextConfig:
             code="supervised",
         )
     return replace(objective, supervised=replace(supervised, classes=classes))
+
+
+def told_cases(store: Store, config: PretrainConfig, cases: Sequence[str]) -> tuple[str, ...]:
+    """Which of a pre-training's cases its supervised term is told the class of.
+
+    All, or those of `data.labels` subjects: the draw that a fine-tuning with the same seed makes,
+    so that both together know no more labels than they say.
+
+    Args:
+        store: where the cases are.
+        config: of the pre-training, with a supervised target.
+        cases: that it is trained on.
+
+    Raises:
+        UserError: fewer labelled subjects than asked for.
+    """
+    target = config.objective.supervised.target
+    if config.data.labels is None or target is None:
+        return tuple(cases)
+    labelled = training_cases(store, config.data, config.training.seed, (target,))
+    return tuple(case for case in cases if case in set(labelled))

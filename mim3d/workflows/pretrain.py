@@ -41,7 +41,7 @@ from mim3d.workflows.assembly import (
     skipped,
     store_of,
 )
-from mim3d.workflows.case_facts import volume_grids, with_classes
+from mim3d.workflows.case_facts import told_cases, volume_grids, with_classes
 from mim3d.workflows.initial import encoder_for, is_fresh
 from mim3d.workflows.learning import draw_learning
 from mim3d.workflows.memory import training_need, within_memory
@@ -143,6 +143,8 @@ def pretrain(
         task = pretext_task(config, reporter, store.channel_names, build)
         if isinstance(task, Masked) and config.objective.guide.by in LEARNT:
             task.remember(volume_grids(store, cases))
+        if isinstance(task, Masked) and task.supervision is not None:
+            task.supervision.tell_of(told_cases(store, config, cases))
         if not is_fresh(config):
             where = str(config.init), config.init_checkpoint
             record = initial_record(*where, asked=config.encoder, adapt=config.init_adapt)

@@ -33,6 +33,19 @@ def labelled(classes: list[float]) -> CropBatch:
     return replace(batch(crops=len(classes)), targets=torch.tensor(classes)[:, None])
 
 
+def test_cases_that_are_not_told_are_as_those_without_a_class() -> None:
+    some, all_known = labelled([2.0, NAN, 0.0, NAN]), labelled([2.0, 1.0, 0.0, 2.0])
+    made, now = task(), moment()
+    expected = made(some, now)
+
+    assert made.supervision is not None
+    made.supervision.tell_of([some.case_ids[0], some.case_ids[2]])
+
+    found = made(all_known, now)
+    assert found.loss == expected.loss
+    assert found.logs["labelled_share"] == 0.5
+
+
 @pytest.mark.parametrize("class_token", [False, True])
 @pytest.mark.parametrize("name", ["mae", "simmim"])
 def test_the_term_is_the_cross_entropy_of_logits_summed_over_known_cases_over_all_crops(

@@ -19,12 +19,13 @@ from mim3d.config.objective import GuideConfig, PretextConfig, SupervisedConfig
 from mim3d.config.reading import read_config
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.prepare import prepare_store
+from mim3d.data.splits import pretraining_cases, training_cases
 from mim3d.data.store import open_store
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.objectives.base import Moment
 from mim3d.objectives.masked import Masked
-from mim3d.workflows.case_facts import volume_grids, with_classes
+from mim3d.workflows.case_facts import told_cases, volume_grids, with_classes
 from mim3d.workflows.pretrain import pretrain
 
 SUPERVISED = PretextConfig(supervised=SupervisedConfig("label"))
@@ -72,6 +73,21 @@ def test_numbers_that_are_no_classes_are_refused(store: Path) -> None:
 
     with pytest.raises(ConfigError, match="the values of the target `age` are no classes"):
         with_classes(replace(SUPERVISED, supervised=SupervisedConfig("age")), opened)
+
+
+def test_told_are_the_cases_that_a_fine_tuning_of_so_few_labels_is_given(store: Path) -> None:
+    """And all where no number is said."""
+    opened = open_store(store)
+    config = PretrainConfig(objective=SUPERVISED)
+    cases = pretraining_cases(opened, config.data, 3)
+    few = replace(config, data=replace(config.data, labels=2),
+                  training=replace(config.training, seed=3))  # fmt: skip
+
+    told = told_cases(opened, few, cases)
+
+    assert told_cases(opened, config, cases) == cases
+    assert set(told) == set(training_cases(opened, few.data, 3, ("label",)))
+    assert len({opened.subject(case) for case in told}) == 2
 
 
 def _run(store: Path, out: Path, **guide: Any) -> Path:
