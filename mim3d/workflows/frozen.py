@@ -143,10 +143,10 @@ def load_encoder(
         precision=choose_precision(precision, chosen),
     )
     step = int(checkpoint_of(run, checkpoint).name)
-    return FrozenEncoder(str(run), step, config, reader, record, _drops_air(said))
+    return FrozenEncoder(str(run), step, config, reader, record, drops_air(said))
 
 
-def _drops_air(said: PretrainConfig | FinetuneConfig) -> bool:
+def drops_air(said: PretrainConfig | FinetuneConfig) -> bool:
     """Whether the encoder never saw patches of air: what a segmenter says of it is not read."""
     if isinstance(said, PretrainConfig):
         return said.objective.drop_air

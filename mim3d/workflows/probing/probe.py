@@ -22,7 +22,7 @@ from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.foundation.versions import versions
 from mim3d.inference.windows import check_inference
 from mim3d.workflows.assembly import store_of
-from mim3d.workflows.frozen import FrozenEncoder, config_of, load_encoder
+from mim3d.workflows.frozen import FrozenEncoder, config_of, drops_air, load_encoder
 from mim3d.workflows.networks import scheme_of
 from mim3d.workflows.probing.label_maps import LabelledStore, read_label_maps
 from mim3d.workflows.probing.question import Question, question_of, task_for
@@ -117,7 +117,7 @@ def _differing(config: ProbeConfig) -> frozenset[str]:
 
 
 def _resolved(config: ProbeConfig, run: str, task: Task, said: Collection[str]) -> ProbeConfig:
-    """With the run's crop, who judges, and how crops of the task lie, where nothing was said."""
+    """With the run's crop and air, who judges, and how crops lie, where nothing was said."""
     check_inference(config.inference)
     if "optim.adapt" in said:
         raise ConfigError(
@@ -133,8 +133,13 @@ def _resolved(config: ProbeConfig, run: str, task: Task, said: Collection[str]) 
             code="range",
         )
     data = TRAININGS[task].data(config.data, said)
+    of_run = config_of(run, load_preparation(run))
     if "data.crop_size" not in said:
-        data = replace(data, crop_size=config_of(run, load_preparation(run)).data.crop_size)
+        data = replace(data, crop_size=of_run.data.crop_size)
+    classification = config.classification
+    if "classification.drop_air" not in said:
+        # Nearest neighbours and linear maps read what the run is shown; so do the trainings.
+        classification = replace(classification, drop_air=drops_air(of_run))
     if config.probe.judge == "inner":
         data = replace(data, inner_fold=data.inner_fold or 0)
     elif data.inner_fold is not None:
@@ -144,7 +149,7 @@ def _resolved(config: ProbeConfig, run: str, task: Task, said: Collection[str]) 
             remedy="leave one of the two out",
             code="inner-fold",
         )
-    return replace(config, data=data, task=task)
+    return replace(config, data=data, classification=classification, task=task)
 
 
 def _planned(config: ProbeConfig) -> list[tuple[str, str]]:

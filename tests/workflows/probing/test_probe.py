@@ -19,7 +19,8 @@ from mim3d.config.objective import GuideConfig, PretextConfig, SupervisedConfig
 from mim3d.config.probe import ComparisonConfig, ProbeConfig
 from mim3d.config.task import ClassificationConfig, DecoderConfig
 from mim3d.config.training import OptimConfig, TrainingConfig
-from mim3d.config.verbs import PretrainConfig
+from mim3d.config.reading import read_config
+from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.config.writing import to_mapping
 from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.data.prepare import prepare_store
@@ -286,3 +287,19 @@ def test_a_dry_run_lists_the_rows_and_writes_nothing(maps, run, tmp_path):
 def test_what_cannot_be_compared_is_refused_in_one_sentence(maps, run, fields, error, text):
     with pytest.raises(error, match=text):
         probe(run, config=config_for(maps, **fields), reporter=Silent(), dry_run=True)
+
+
+def test_trainings_are_shown_what_the_other_readers_are_where_a_run_left_air_out(
+    answers: Path, tmp_path: Path
+) -> None:
+    data = DataConfig(crop_size=(8, 12, 8))
+    run = random_run(tmp_path / "run", ENCODER, data, seed=7, drop_air=True)
+    config = config_for(answers, probe=ComparisonConfig(readers=("frozen",), references=False))
+
+    def shown(name: str, **said: Any) -> bool:
+        probe(run, out=str(tmp_path / name), config=config, reporter=Silent(), **said)
+        (kept,) = (tmp_path / name).rglob("config.yaml")
+        return read_config(kept, FinetuneConfig).classification.drop_air
+
+    assert shown("silent")
+    assert not shown("said", said={"classification.drop_air"})
