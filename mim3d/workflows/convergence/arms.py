@@ -178,6 +178,9 @@ def _arm(part: Part, bases: _Bases) -> Arm:
     pretrain, keeps_steps = None, False
     if "pretrain" in given:
         base = bases.pretrain()
+        if "data.stores" in given["pretrain"].said(base):
+            # The benchmark's store is not one of them unless they say so.
+            base = replace(base, data=replace(base.data, store=None))
         pretrain = given["pretrain"].over(base)
         _check_own(pretrain, BENCHMARKS_OWN["pretrain"], given["pretrain"].place)
         keeps_steps = "training.steps" in given["pretrain"].said(base)

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from mim3d.config.objective import PretextConfig
 from mim3d.config.plan import FinetunePlanConfig, PretrainPlanConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.config.writing import to_mapping
 from mim3d.data.splits import validation_cases
 from mim3d.data.store import open_store
 from mim3d.inference.windows import window_starts
+from mim3d.objectives.masks import ratio_range
 from mim3d.training.fabric import choose_device, choose_precision, float32_matmul, threads
 from mim3d.workflows.plan.facts import traced
 from mim3d.workflows.plan.measure import RealStep, synthetic_batch
@@ -24,7 +26,8 @@ from mim3d.workflows.plan.subject import Subject, subject_of
 TIMED_STEPS = 3
 """After one that is not counted; the median is taken."""
 FORWARD_SHARE = 1 / 3
-"""Of a step's time, where only a rough number is needed."""
+"""What a forward pass is of a step of training: the backward pass has two products for each of its
+own."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,16 @@ class Costs:
 def step_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
     """Takes one step without numbers to count it, and a few real ones to time it.
 
+    Where the mask ratio changes from step to step, it is a step of the middle one; a guide's teacher
+    adds a third of a step, which is a forward pass, in each step that asks it.
+
     Raises:
         UserError: no store, or a config with which nothing can be trained.
     """
+    looks = 0.0
+    if isinstance(config, PretrainConfig):
+        looks = _teacher_passes(config.objective)
+        config = replace(config, objective=_with_middle_ratio(config.objective))
     subject = subject_of(_planned(config))
     training = config.training
     device = choose_device(training.device)
@@ -72,8 +82,19 @@ def step_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
     kinds = [replace(subject, build=build) for build in subject.build.kinds]
     with threads(training.threads), float32_matmul(training.float32_matmul):
         each = [_seconds(kind, crops, precision, device) for kind in kinds]
-    seconds = sum(each) / len(each)
-    return StepCost(trace.flop * training.accumulation, seconds * training.accumulation)
+    steps = training.accumulation * (1 + looks * FORWARD_SHARE)
+    return StepCost(trace.flop * steps, sum(each) / len(each) * steps)
+
+
+def _with_middle_ratio(objective: PretextConfig) -> PretextConfig:
+    lowest, highest = ratio_range(objective)
+    return replace(objective, mask_ratio=(lowest + highest) / 2, mask_ratio_end=None)
+
+
+def _teacher_passes(objective: PretextConfig) -> float:
+    """Forward passes a step of a guide's own teacher, which a plan leaves out."""
+    guide = objective.guide
+    return 1 / guide.every if (guide.by, guide.source) == ("loss", "teacher") else 0.0
 
 
 def _planned(config: PretrainConfig | FinetuneConfig) -> PretrainPlanConfig | FinetunePlanConfig:

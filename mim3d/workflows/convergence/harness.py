@@ -255,8 +255,11 @@ def _planned(
 
 def _todo(bench: Bench, arm: Arm, trials: Sequence[Trial]) -> _Todo:
     plan = bench.plan.arms[arm.name]
-    own = [t for t in trials if t.arm == arm.name and bench.finished(t) is None]
-    needed = {before_of(trial, arm, bench.settings) for trial in own} if arm.pretrain else set()
+    left = [trial for trial in trials if bench.finished(trial) is None]
+    own = [trial for trial in left if trial.arm == arm.name]
+    # Another arm's fine-tunings may be the only ones that want this arm's pre-training.
+    needed = {before_of(trial, bench.arms[trial.arm], bench.settings) for trial in left
+              if bench.arms[trial.arm].before == arm.name} if arm.pretrain else set()  # fmt: skip
     pretrainings = sum(b is not None and not bench.is_pretrained(b) for b in needed)
     untuned = {
         trial.fold for trial in own if rate_key(arm.name, trial.fold) not in bench.plan.rates

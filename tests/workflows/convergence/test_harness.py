@@ -261,6 +261,29 @@ def test_a_dry_run_prints_runs_steps_work_and_time_and_writes_nothing(source, tm
     assert result.facts["seconds"] > 0
 
 
+def test_a_shard_of_borrowers_alone_counts_the_pre_training_that_it_makes(store, tmp_path):
+    text = "  scratch: {}\n  mae: {pretrain: {}}\n  again: {pretrain_of: mae}\n"
+    source = write_benchmark(tmp_path / "bench", store, text, labels=[2])
+
+    result = run(source, tmp_path / "out", dry_run=True, shard="2/3")
+
+    todo = {name: arm["todo"] for name, arm in result.facts["arms"].items()}
+    assert [todo[name]["finetunings"] for name in ("scratch", "mae", "again")] == [0, 0, 1]
+    assert [todo[name]["pretrainings"] for name in ("scratch", "mae", "again")] == [0, 1, 0]
+
+
+def test_an_arm_may_be_pre_trained_on_several_stores(store, tmp_path):
+    """Beside the benchmark's own, which `convergence.store` gives to all others."""
+    other = tmp_path / "other"
+    copytree(store, other)
+    text = f"  scratch: {{}}\n  mae: {{pretrain: {{data: {{stores: [{store}, {other}]}}}}}}\n"
+    source = write_benchmark(tmp_path / "bench", store, text, labels=[2])
+
+    run(source, tmp_path / "out", store=str(store))
+
+    assert records(tmp_path / "out")["mae-labels2-0"]["dead"] is None
+
+
 def test_what_is_done_is_left_out_of_a_dry_run(source, whole):
     result = run(source, whole, dry_run=True)
 

@@ -11,7 +11,7 @@ from small_benchmark import make_store
 
 from mim3d.config.data import DataConfig
 from mim3d.config.encoder import EncoderConfig
-from mim3d.config.objective import PretextConfig
+from mim3d.config.objective import GuideConfig, PretextConfig
 from mim3d.config.parts import section_of
 from mim3d.config.reading import read_config
 from mim3d.config.task import DecoderConfig
@@ -81,6 +81,31 @@ def test_a_step_whose_patch_is_drawn_costs_the_mean_over_the_patches():
     assert flop(own) == by_hand(2)
     assert flop(half) > 1.5 * flop(own)
     assert flop(own, half, half) == pytest.approx((flop(own) + 2 * flop(half)) / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "ratio", [{"mask_ratio": (0.5, 1 - 1 / 64)}, {"mask_ratio": 0.5, "mask_ratio_end": 1 - 1 / 64}]
+)
+def test_a_step_whose_ratio_changes_costs_that_of_the_middle(ratio):
+    config = pretraining(batch_size=2)
+    middle = replace(config, objective=replace(config.objective, mask_ratio=(1.5 - 1 / 64) / 2))
+    moving = replace(config, objective=replace(config.objective, **ratio))
+
+    assert step_cost(moving).flop == step_cost(middle).flop
+
+
+@pytest.mark.parametrize(("every", "share"), [(1, 1 / 3), (4, 1 / 12)])
+def test_a_guides_teacher_adds_a_forward_pass_where_it_is_asked(every, share):
+    config = pretraining(batch_size=2)
+    guide = GuideConfig(by="loss", source="teacher", every=every)
+    own = replace(guide, source="network")
+    taught, alone = (
+        step_cost(replace(config, objective=replace(config.objective, guide=one))).flop
+        for one in (guide, own)
+    )
+
+    assert alone == by_hand(2)
+    assert taught == pytest.approx((1 + share) * alone)
 
 
 def test_a_teacher_without_gradient_counts_once():
