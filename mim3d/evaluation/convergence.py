@@ -27,6 +27,7 @@ class Pretraining:
         dead: why nothing that comes from this run is averaged in; None for a sound one.
         facts: what is worth printing beside it, for example the final loss, rank and probes.
         machine: what it ran on, in one short line; None in records that do not say.
+        made_by: versions that made it, in one short line; None in records that do not say.
     """
 
     run: str
@@ -38,6 +39,7 @@ class Pretraining:
     dead: str | None
     facts: dict[str, float]
     machine: str | None = None
+    made_by: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The fields; a fact that is not finite becomes null."""
@@ -68,6 +70,7 @@ class Pretraining:
                 for name, value in facts.items()
             },
             machine=read.text_or_none("machine"),
+            made_by=read.text_or_none("made_by"),
         )
 
 
@@ -99,6 +102,7 @@ class Record:
         zeroed_cases: `cases`, Dice at the last step with the encoder's output set to zero, as in
             `dice[-1]`; None: not done.
         machine: what it ran on, in one short line; None in records that do not say.
+        made_by: versions that made it, in one short line; None in records that do not say.
 
     Raises:
         UserError: the curve does not fit the steps or the cases, or is not finite.
@@ -123,6 +127,7 @@ class Record:
     against: str | None = None
     zeroed_cases: tuple[float, ...] | None = None
     machine: str | None = None
+    made_by: str | None = None
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -183,6 +188,7 @@ class Record:
             against=read.text_or_none("against"),
             zeroed_cases=read.numbers_or_none("zeroed_cases"),
             machine=read.text_or_none("machine"),
+            made_by=read.text_or_none("made_by"),
         )
 
     def _problem(self) -> str | None:

@@ -194,9 +194,7 @@ def _break_even(study: Study, arm: str, labels: str, unit: Unit, paid: float) ->
     )
 
 
-def _prices(
-    study: Study, arm: str, partner: str, labels: str, unit: Unit
-) -> tuple[float, float]:
+def _prices(study: Study, arm: str, partner: str, labels: str, unit: Unit) -> tuple[float, float]:
     """Cost of one step of fine-tuning of an arm and of its partner.
 
     The median over runs; where a step of both is the same arithmetic, over the runs of both: what

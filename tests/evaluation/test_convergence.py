@@ -24,17 +24,19 @@ def test_a_record_comes_back_from_its_file() -> None:
 def test_a_record_of_an_older_version_is_read() -> None:
     run = record("mae", rising)
     content = json.loads(json.dumps(run.as_json()))
-    for name in ("against", "zeroed_cases", "machine"):
+    for name in ("against", "zeroed_cases", "machine", "made_by"):
         del content[name]
-    del content["pretraining"]["machine"]
+    del content["pretraining"]["machine"], content["pretraining"]["made_by"]
 
     assert Record.from_json(content) == run
 
 
 def test_partner_audit_and_machines_come_back_from_the_file() -> None:
-    run = replace(record("mae", rising), against="scratch-4", machine="EPYC, 1 thread, fp32")
+    run = replace(record("mae", rising), against="scratch-4", machine="EPYC, 1 thread, fp32",
+                  made_by="mim3d 0.1.0 at 1a2b3c, torch 2.13.0")  # fmt: skip
     run = replace(run, zeroed_cases=tuple(value / 2 for value in run.dice[-1]))
-    run = replace(run, pretraining=replace(pretraining("mae"), machine="H200, bf16"))
+    run = replace(run, pretraining=replace(pretraining("mae"), machine="H200, bf16",
+                                           made_by="mim3d 0.0.9 at 0, torch 2.12"))  # fmt: skip
 
     assert Record.from_json(json.loads(json.dumps(run.as_json()))) == run
 

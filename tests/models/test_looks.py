@@ -127,5 +127,7 @@ def test_out_of_training_all_tokens_are_seen_unless_it_is_asked_for():
 
 
 def test_attention_has_nothing_to_choose_where_all_is_seen():
-    with pytest.raises(ConfigError, match="keep_by attention` is about the tokens that are seen, and all are"):
+    with pytest.raises(
+        ConfigError, match="keep_by attention` is about the tokens that are seen, and all are"
+    ):
         _network(keep_by="attention")

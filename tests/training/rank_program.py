@@ -60,7 +60,7 @@ def volume_task(kind: str) -> Task:
         return SMIT(VolumeViT(encoder), PretextConfig(name="smit", teacher=teacher))
     if kind == "classifier":
         network = VolumeClassifier(VolumeViT(encoder), 2, pool="statistics", standardises=True)
-        # Common to all volumes, so that standardising takes it away: again no gradient but rounding.
+        # Standardising takes away what all volumes share: again no gradient but rounding.
         network.encoder.norm.requires_grad_(False)
         return Classification(network, ClassificationConfig(norm="batch"), [BRIGHT])
     objective = PretextConfig(decoder_width=16, decoder_depth=2, decoder_heads=2)

@@ -23,6 +23,7 @@ from mim3d.foundation.errors import (
 )
 from mim3d.foundation.reporting import NamedReporter, Reporter
 from mim3d.training.fabric import choose_device, choose_precision
+from mim3d.training.run import VERSIONS
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import FINETUNE, PRETRAIN, PRETRAINED, RECORDS, TUNE
 from mim3d.workflows.convergence.health import (
@@ -181,6 +182,7 @@ class Bench:
             against=arm.against,
             zeroed_cases=tuple(zeroed[case] for case in cases) if zeroed else None,
             machine=machine_name(arm.finetune.training) if steps else None,
+            made_by=made_by(folder),
         )
 
     # What a fine-tuning needs
@@ -231,6 +233,7 @@ class Bench:
             dead=dead,
             facts=facts,
             machine=machine_name(config.training),
+            made_by=made_by(folder),
         )
 
     def rate(self, arm: Arm, fold: int | None) -> float | None:
@@ -306,6 +309,14 @@ def machine_name(training: TrainingConfig) -> str:
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     count = training.threads or torch.get_num_threads()
     return f"{processor_name()}, {count} thread{'' if count == 1 else 's'}, {precision}"
+
+
+def made_by(folder: Path) -> str | None:
+    """The versions that a run began with: `mim3d 0.1.0 at 1a2b3c, torch 2.13.0`; None: no run."""
+    if not (folder / VERSIONS).is_file():
+        return None
+    found = read_object(folder / VERSIONS)
+    return f"mim3d {found['mim3d']} at {found['commit']}, torch {found['torch']}"
 
 
 def training_seconds(folder: Path) -> float:

@@ -63,8 +63,8 @@ class Costs:
 def step_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
     """Takes one step without numbers to count it, and a few real ones to time it.
 
-    Where the mask ratio changes from step to step, it is a step of the middle one; a guide's teacher
-    adds a third of a step, which is a forward pass, in each step that asks it.
+    Where the mask ratio changes from step to step, it is a step of the middle one; a guide's
+    teacher adds a third of a step, which is a forward pass, in each step that asks it.
 
     Raises:
         UserError: no store, or a config with which nothing can be trained.

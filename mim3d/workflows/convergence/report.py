@@ -8,7 +8,7 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ FIELDS = (
 
 About = Mapping[str, Any]
 UNKNOWN = "not recorded"
-"""The machine in records of older versions."""
+"""The machine and the versions in records of older versions."""
 
 
 def write_report(
@@ -101,7 +101,8 @@ def summarised(study: Study, about: About) -> dict[str, Any]:
         "warnings": list(warnings(study)),
         "notes": list(notes(study)),
         "records": [_compact(record) for record in study.records],
-        "machines": machines(study),
+        "machines": origins(study, "machine"),
+        "made_by": origins(study, "made_by"),
         "written_on": {"processor": processor(), "system": platform.platform()},
         "versions": versions(),
     }
@@ -130,8 +131,8 @@ def warnings(study: Study) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def machines(study: Study) -> dict[str, dict[str, int]]:
-    """What sound runs were made on, and how many of them."""
+def origins(study: Study, of: Literal["machine", "made_by"]) -> dict[str, dict[str, int]]:
+    """What sound runs were made on or by, and how many of them."""
     sound = [record for record in study.records if record.why_dead is None]
     before = {
         record.pretraining.run: record.pretraining
@@ -143,7 +144,8 @@ def machines(study: Study) -> dict[str, dict[str, int]]:
         "fine-tuned": sound,
     }
     return {
-        what: dict(Counter(run.machine or UNKNOWN for run in runs)) for what, runs in made.items()
+        what: dict(Counter(getattr(run, of) or UNKNOWN for run in runs))
+        for what, runs in made.items()
     }
 
 
@@ -153,6 +155,11 @@ def notes(study: Study) -> tuple[str, ...]:
     if study.dead:
         lines.append(f"dead runs, listed and in no number: {len(study.dead)}")
     lines += _unlearnt(study)
+    lines += [
+        f"runs were {what} by several versions: {', '.join(made)}"
+        for what, made in origins(study, "made_by").items()
+        if len(made) > 1
+    ]
     for labels in study.labels:
         counts = {arm: len(study.runs(arm, labels)) for arm in study.present(labels)}
         if len({tuple(study.runs(arm, labels)) for arm in counts}) > 1:

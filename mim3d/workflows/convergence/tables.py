@@ -195,9 +195,10 @@ def _about(study: Study, summary: Mapping[str, Any]) -> list[str]:
         ["judged", f"{len(cases)} cases of {len(judged)} subjects"],
         ["bootstrap", f"{study.resamples} resamples, seed {study.seed}"],
         *(
-            [f"{what} on", "; ".join(f"{name} ({runs})" for name, runs in machines.items())]
-            for what, machines in summary["machines"].items()
-            if machines
+            [f"{what} {word_of}", "; ".join(f"{name} ({runs})" for name, runs in made.items())]
+            for key, word_of in (("machines", "on"), ("made_by", "by"))
+            for what, made in summary[key].items()
+            if made
         ),
         [
             "report written on",

@@ -268,7 +268,7 @@ def _check_sees_all(network: nn.Module) -> None:
         raise UserError(
             f"the run's `classification.{chooses}` chooses the tokens of each crop that are seen, "
             "and a program of voxels sees all",
-            remedy="`mim3d predict` and `--format hub-folder` have it; or add `--graph.part encoder`",
+            remedy="`--format hub-folder` keeps it all; or add `--graph.part encoder`",
             code="sees-part",
         )
 

@@ -16,6 +16,8 @@ from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
 from mim3d.foundation.reporting import Silent
+from mim3d.foundation.versions import versions
+from mim3d.training.run import Run
 from mim3d.workflows.convergence import bench as module
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.bench import (
@@ -23,6 +25,7 @@ from mim3d.workflows.convergence.bench import (
     Busy,
     last_numbers,
     machine_name,
+    made_by,
     training_seconds,
 )
 from mim3d.workflows.convergence.harness import about
@@ -118,6 +121,17 @@ def test_a_record_tells_what_was_run_and_what_was_paid(tmp_path, fakes):
     assert (record.against, record.zeroed_cases) == ("scratch", (0.125, 0.25))
     assert record.machine == paid.machine == machine_name(TrainingConfig())
     assert Record.from_json(json.loads(bench.record_path(Trial("mae", 0.1, 3, None)).read_text()))
+
+
+def test_a_run_is_told_by_the_versions_that_it_began_with(tmp_path):
+    assert made_by(tmp_path) is None
+    with Run.create_or_continue(tmp_path / "run", {}):
+        pass
+
+    now = versions()
+    assert made_by(tmp_path / "run") == (
+        f"mim3d {now['mim3d']} at {now['commit']}, torch {now['torch']}"
+    )
 
 
 def test_a_machine_is_told_in_one_line(monkeypatch):

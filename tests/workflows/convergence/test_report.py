@@ -33,11 +33,12 @@ def records() -> list[Record]:
     ]
     made[1] = without_curve(made[1], "the loss is not finite")
     del made[-1]
-    known = replace(pretraining("simclr"), machine="H200, bf16")
+    known = replace(pretraining("simclr"), machine="H200, bf16", made_by="mim3d 1.0 at abc")
     return [
         replace(
             one,
             machine="EPYC, 1 thread, bf16",
+            made_by="mim3d 1.1 at def",
             pretraining=replace(known, run=f"simclr-seed{one.replicate}"),
         )
         if one.arm == "simclr"
@@ -111,6 +112,9 @@ def test_the_csv_has_one_row_a_run_and_step(files: dict[str, Path]) -> None:
         "faster than `simclr` at 0.80",
         "| fine-tuned on | not recorded (10); EPYC, 1 thread, bf16 (6) |",
         "| pre-trained on | not recorded (3); H200, bf16 (3) |",
+        "| fine-tuned by | not recorded (10); mim3d 1.1 at def (6) |",
+        "| pre-trained by | not recorded (3); mim3d 1.0 at abc (3) |",
+        "runs were fine-tuned by several versions: not recorded, mim3d 1.1 at def",
         "| recipe | in `convergence.json` |",
         "mean height, log steps",
         "## Label efficiency",

@@ -100,7 +100,10 @@ def test_a_classifier_of_slices_is_one_program_for_one_size(tmp_path: Path) -> N
     ("chooses", "said"),
     [
         (ClassificationConfig(target="grade", drop_air=True), "`classification.drop_air` chooses"),
-        (ClassificationConfig(target="grade", keep=0.5, keep_at_test=True), "keep_at_test` chooses"),
+        (
+            ClassificationConfig(target="grade", keep=0.5, keep_at_test=True),
+            "keep_at_test` chooses",
+        ),
     ],
 )
 def test_a_classifier_that_sees_a_part_of_each_crop_is_no_program_of_voxels(

@@ -17,9 +17,9 @@ from mim3d.config.encoder import EncoderConfig
 from mim3d.config.inference import EvaluationConfig
 from mim3d.config.objective import GuideConfig, PretextConfig, SupervisedConfig
 from mim3d.config.probe import ComparisonConfig, ProbeConfig
+from mim3d.config.reading import read_config
 from mim3d.config.task import ClassificationConfig, DecoderConfig
 from mim3d.config.training import OptimConfig, TrainingConfig
-from mim3d.config.reading import read_config
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.config.writing import to_mapping
 from mim3d.data.phantom import PhantomRule, make_cohort
