@@ -18,7 +18,7 @@ from mim3d.data.body import Air, body_mask
 from mim3d.data.feed import Feed
 from mim3d.data.store import Store, StoreCase
 from mim3d.data.target_table import asked_names, target_table
-from mim3d.evaluation.classification import score_classes
+from mim3d.evaluation.classification import score_classes, score_labels
 from mim3d.evaluation.predictions import Prediction, write_predictions
 from mim3d.evaluation.regression import score_numbers
 from mim3d.foundation.errors import ConfigError
@@ -311,8 +311,8 @@ def scores_of(
         cases: `n` of its cases, which have all targets.
 
     Returns:
-        `loss`, and what is defined of accuracy, balanced accuracy, macro F1 and AUC, or of mean
-        absolute error and correlations.
+        `loss`, and what is defined of accuracy, balanced accuracy, macro F1, AUC and, of labels,
+        the share of exact matches; or of mean absolute error and correlations.
     """
     each = {}
     truths = truths_of(table, store, cases)
@@ -326,6 +326,11 @@ def scores_of(
     if len(each) == 1:
         return means
     means = {name: value for name, value in means.items() if name not in IN_UNITS}
+    if all(one.is_sigmoid for one in table):
+        # As `mim3d evaluate` scores labels together: F1 is that of `yes`.
+        yes = np.stack([answer[:, 1] for answer in found], axis=1)
+        there = np.stack([one.places(truth) for one, truth in zip(table, truths, strict=True)], 1)
+        means |= score_labels(there.astype(np.float64), yes, resamples=0).numbers()
     apart = {
         f"{name} of {target}": value
         for target, scores in each.items()

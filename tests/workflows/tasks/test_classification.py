@@ -295,6 +295,31 @@ def test_numbers_of_different_units_have_no_mean_error() -> None:
     assert scores["pearson"] == pytest.approx(1)
 
 
+def test_labels_are_scored_together_as_evaluate_scores_them() -> None:
+    """F1 is that of `yes`, by loops, and not the mean of yes and no."""
+    rng = np.random.default_rng(1)
+    table = tuple(AskedTarget(name, (0.0, 1.0), is_sigmoid=True) for name in ("sick", "old"))
+    truth = rng.integers(0, 2, (12, 2)).astype(float)
+    yes = rng.random((12, 2))
+    known = {f"c{i}": dict(zip(("sick", "old"), row, strict=True)) for i, row in enumerate(truth)}
+    store = SimpleNamespace(entry=lambda case: SimpleNamespace(targets=known[case]))
+    found = [np.stack([1 - yes[:, i], yes[:, i]], axis=1) for i in range(2)]
+
+    scores = scores_of(table, found, store, list(known))  # type: ignore[arg-type]
+
+    f1 = []
+    for i in range(2):
+        guess = yes[:, i] > 0.5
+        hits = sum(g and t == 1 for g, t in zip(guess, truth[:, i], strict=True))
+        f1.append(2 * hits / (guess.sum() + truth[:, i].sum()))
+    assert scores["macro_f1"] == pytest.approx(np.mean(f1))
+    exact = [((row > 0.5) == t).all() for row, t in zip(yes, truth, strict=True)]
+    assert scores["exact_match"] == np.mean(exact)
+    assert scores["loss"] == pytest.approx(
+        -np.mean(np.log(np.where(truth == 1, yes, 1 - yes)).mean(axis=0))
+    )
+
+
 def test_a_run_tells_what_it_learns_of_whom_and_warns_of_a_class_without_cases(
     store: Path, tmp_path: Path
 ) -> None:
