@@ -115,11 +115,15 @@ class SupervisedConfig:
 class GuideConfig:
     """What leads masks to some tokens rather than others, in training alone."""
 
-    by: Literal["none", "body", "map", "attention", "loss"] = "none"
+    by: Literal["none", "body", "map", "prior", "attention", "loss"] = "none"
     """Weight of a token: its share of voxels that are not air; or that the store's label map has in
-    a class other than 0, where every case needs what is asked for. Or what training has found at
-    its place in the volume: the attention it got in the last block (MSMAE), or the error of its
-    reconstruction (AnatoMask); both for `mae` and `simmim`."""
+    a class other than 0; or the mean of a volume of weights that is given (`priors`): every case
+    needs what is asked for. Or what training has found at its place in the volume: the attention it
+    got in the last block (MSMAE), or the error of its reconstruction (AnatoMask); both for `mae`
+    and `simmim`."""
+    priors: str | None = None
+    """`prior`: folder with a volume of weights, 0 or more, for each case: `CASE.nii.gz` or any
+    other format of volumes, on any grid in the case's millimetres; nothing is 0."""
     share: tuple[float, float] = (1.0, 1.0)
     """Share of the masked tokens that the guide picks, at the start and at the end of the run, in a
     straight line between; the rest is drawn evenly. 0 to 0.5 is AnatoMask's easy to hard."""

@@ -6,10 +6,11 @@ scores of weights. A new one is a class with `weights` and a line in `GUIDES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mim3d.config.objective import GuideConfig, PretextConfig
 from mim3d.data.batch import CropBatch
@@ -18,12 +19,16 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.guide import Guide
-from mim3d.objectives.learnt_guide import AttentionGuide, LossGuide
+from mim3d.objectives.learnt_guide import LEARNT, AttentionGuide, LossGuide
 from mim3d.objectives.questions import is_air
+from mim3d.objectives.weight_maps import VolumeGrid, WeightMaps
+from mim3d.tokens.grid import Triple
 from mim3d.tokens.patches import PaddedCrop, patchify
 
 GUIDED = ("mae", "simmim", "smit")
 """Pretext tasks whose masks can be guided."""
+REMEMBERING = (*LEARNT, "prior")
+"""Guides that must be told of the cases, by the config's word."""
 
 
 class BodyGuide(Guide):
@@ -68,9 +73,64 @@ class LabelGuide(Guide):
         return _share(F.pad(is_foreground, [0, far[2], 0, far[1], 0, far[0]]), crop)
 
 
+class PriorGuide(Guide):
+    """By weights that were given for every place of every case.
+
+    Stores `maps.*` once it was told of the cases.
+
+    Args:
+        encoder: whose tokens they are.
+    """
+
+    def __init__(self, encoder: VolumeViT) -> None:
+        super().__init__()
+        self._cell = encoder.patch
+        self.maps: WeightMaps | None = None
+
+    def remember(self, task: nn.Module, grids: Mapping[str, VolumeGrid]) -> None:
+        """Makes room for the weights of these cases."""
+        self.maps = WeightMaps(grids, self._cell)
+
+    def give(self, case_id: str, weights: Tensor) -> None:
+        """What the places of a case weigh.
+
+        Args:
+            case_id: one of those it was told of.
+            weights: `x y z` of the case's voxels, finite and not negative.
+        """
+        self._told().fill(case_id, cell_means(weights, self._cell))
+
+    def weights(self, batch: CropBatch, crop: PaddedCrop, moment: Moment) -> Tensor:
+        """As `Guide.weights`.
+
+        Raises:
+            UserError: it was not told of the cases, or a crop is of none of them.
+        """
+        return self._told().read(batch, crop.grid).values
+
+    def _told(self) -> WeightMaps:
+        if self.maps is None:
+            raise UserError(
+                "`objective.guide.by prior` was not told which cases there are",
+                remedy="call `task.remember(grids)` and `give` each case's weights before training",
+                code="guide",
+            )
+        return self.maps
+
+
+def cell_means(values: Tensor, cell: Triple) -> Tensor:
+    """Means over cells, `x y z -> gx gy gz`; of those at the far ends over what lies inside."""
+    far = [-side % edge for side, edge in zip(values.shape, cell, strict=True)]
+    both = torch.stack([values, torch.ones_like(values)])[:, None]
+    padded = F.pad(both, [0, far[2], 0, far[1], 0, far[0]])
+    means: Tensor = F.avg_pool3d(padded, cell, stride=cell)[:, 0]
+    return means[0] / means[1]
+
+
 GUIDES: dict[str, Callable[[VolumeViT, PretextConfig], Guide]] = {
     "body": lambda encoder, config: BodyGuide(),
     "map": lambda encoder, config: LabelGuide(),
+    "prior": lambda encoder, config: PriorGuide(encoder),
     "attention": AttentionGuide,
     "loss": LossGuide,
 }
@@ -93,6 +153,13 @@ def check_guide(config: PretextConfig) -> None:
         raise ConfigError(
             f"`objective.guide.by {guide.by}` is not for `objective.name {config.name}`",
             remedy="use `objective.name mae`, `simmim` or `smit`, or leave it out",
+            code="guide",
+        )
+    if (guide.priors is None) == (guide.by == "prior"):
+        raise ConfigError(
+            "`objective.guide.by prior` and the folder `objective.guide.priors` go together, and "
+            "one of the two is missing",
+            remedy="name the folder with a volume of weights for each case, or leave both out",
             code="guide",
         )
     wrong = {

@@ -1,17 +1,52 @@
-"""What a pretext task is told of the store's cases: where their voxels lie, and their classes."""
+"""What a pretext task is told of the store's cases: where they lie, their weights and classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
 
 from mim3d.config.objective import PretextConfig
 from mim3d.config.verbs import PretrainConfig
+from mim3d.data.cohort.cases import is_volume_name, stem
+from mim3d.data.files import read_volume
 from mim3d.data.splits import training_cases
 from mim3d.data.store import Store
-from mim3d.foundation.errors import ConfigError
+from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.objectives.guides import REMEMBERING, PriorGuide
+from mim3d.objectives.masked import Masked
 from mim3d.objectives.supervision import check_supervised
 from mim3d.objectives.weight_maps import VolumeGrid
+
+MOST_NAMED = 5
+"""Cases that an error lists by name."""
+
+
+def tell_of_cases(task: Masked, config: PretrainConfig, store: Store, cases: Sequence[str]) -> None:
+    """Tells a pretext task what it must know of the cases before its first step.
+
+    Args:
+        task: as it was built.
+        config: of the pre-training.
+        store: where the cases are.
+        cases: their ids.
+
+    Raises:
+        UserError: a case without a volume of weights, or with weights that are none.
+        VolumeError: a volume of weights cannot be read.
+    """
+    if config.objective.guide.by in REMEMBERING:
+        grids = volume_grids(store, cases)
+        task.remember(grids)
+        if isinstance(task.masks.guide, PriorGuide):
+            _give(task.masks.guide, grids, Path(str(config.objective.guide.priors)))
+    if task.supervision is not None:
+        task.supervision.tell_of(told_cases(store, config, cases))
 
 
 def volume_grids(store: Store, cases: Sequence[str]) -> dict[str, VolumeGrid]:
@@ -70,3 +105,61 @@ def told_cases(store: Store, config: PretrainConfig, cases: Sequence[str]) -> tu
         return tuple(cases)
     labelled = training_cases(store, config.data, config.training.seed, (target,))
     return tuple(case for case in cases if case in set(labelled))
+
+
+def _give(guide: PriorGuide, grids: Mapping[str, VolumeGrid], folder: Path) -> None:
+    """Gives a guide the weights of every case, from the volumes of a folder."""
+    files: dict[str, list[Path]] = {case_id: [] for case_id in grids}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_volume_name(path.name) and stem(path) in files:
+            files[stem(path)].append(path)
+    without = [case_id for case_id, found in files.items() if len(found) != 1]
+    if without:
+        named = ", ".join(f"`{case_id}`" for case_id in without[:MOST_NAMED])
+        more = len(without) - MOST_NAMED
+        raise UserError(
+            f"{len(without)} of {len(grids)} cases have no volume of weights of their own, or "
+            f"several: {named}{f' and {more} more' if more > 0 else ''}",
+            where=f"`{folder}`",
+            remedy="put one file for each case there, `CASE.nii.gz`; `mim3d info STORE` names them",
+            code="priors",
+        )
+    for case_id, grid in grids.items():
+        (path,) = files[case_id]
+        weights = weights_on(grid, path)
+        guide.give(case_id, torch.from_numpy(weights))
+
+
+def weights_on(grid: VolumeGrid, path: Path) -> NDArray[np.float32]:
+    """A volume of weights at the voxels of a case, `x y z`; 0 beyond the volume.
+
+    Linear between its voxels, which may lie on any grid of the same millimetres.
+
+    Raises:
+        UserError: several channels, a weight below 0, or none above it within the case.
+        VolumeError: it cannot be read.
+    """
+    volume = read_volume(path)
+    if len(volume.voxels) != 1:
+        raise _no_weights(path, f"has {len(volume.voxels)} channels, one is expected")
+    own = volume.voxels[0].astype(np.float32)
+    if volume.unusable is not None and volume.unusable.any():
+        raise _no_weights(path, "holds voxels that are no numbers")
+    if own.min() < 0:
+        raise _no_weights(path, f"holds weights below 0, down to {own.min():g}")
+    to_own = np.linalg.inv(volume.affine) @ grid.affine
+    found: NDArray[np.float32] = affine_transform(
+        own, to_own[:3, :3], to_own[:3, 3], output_shape=grid.shape, order=1, mode="constant"
+    )
+    if not found.max() > 0:
+        raise _no_weights(path, "weighs nothing within its case")
+    return found
+
+
+def _no_weights(path: Path, problem: str) -> UserError:
+    return UserError(
+        f"a volume of weights {problem}",
+        where=f"`{path}`",
+        remedy="weights are 0 or more, and above 0 where masks are to go",
+        code="priors",
+    )

@@ -24,7 +24,6 @@ from mim3d.models.weights import encoder_metadata
 from mim3d.objectives.base import Moment, Task
 from mim3d.objectives.contrast_masks import check_contrasts
 from mim3d.objectives.drawn_patches import check_patches
-from mim3d.objectives.learnt_guide import LEARNT
 from mim3d.objectives.masked import Masked
 from mim3d.objectives.registry import OWN, TaskBuilder, task_builder
 from mim3d.pictures.reconstruction import draw_reconstruction
@@ -41,7 +40,7 @@ from mim3d.workflows.assembly import (
     skipped,
     store_of,
 )
-from mim3d.workflows.case_facts import told_cases, volume_grids, with_classes
+from mim3d.workflows.case_facts import tell_of_cases, with_classes
 from mim3d.workflows.initial import encoder_for, is_fresh
 from mim3d.workflows.learning import draw_learning
 from mim3d.workflows.memory import training_need, within_memory
@@ -141,10 +140,8 @@ def pretrain(
         own = {} if own_task is None else {"own_task": _named(own_task)}
         keep_preparation(run, preparation_record(store, cases, "pretrain") | own)
         task = pretext_task(config, reporter, store.channel_names, build)
-        if isinstance(task, Masked) and config.objective.guide.by in LEARNT:
-            task.remember(volume_grids(store, cases))
-        if isinstance(task, Masked) and task.supervision is not None:
-            task.supervision.tell_of(told_cases(store, config, cases))
+        if isinstance(task, Masked):
+            tell_of_cases(task, config, store, cases)
         if not is_fresh(config):
             where = str(config.init), config.init_checkpoint
             record = initial_record(*where, asked=config.encoder, adapt=config.init_adapt)

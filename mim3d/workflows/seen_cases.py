@@ -58,4 +58,5 @@ def _told_in_pretraining(run: str, record: Mapping[str, Any]) -> str | None:
     objective = read_config(Path(run) / "config.yaml", PretrainConfig).objective
     if objective.supervised.target is not None:
         return f"their `{objective.supervised.target}`"
-    return "masks led by their label maps" if objective.guide.by == "map" else None
+    led = {"map": "their label maps", "prior": "weights that were given for them"}
+    return f"masks led by {led[objective.guide.by]}" if objective.guide.by in led else None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from archives import SHAPE, write_archive
-from preparing import config_with
+from preparing import config_with, write_nifti
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -25,9 +25,16 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.objectives.base import Moment
 from mim3d.objectives.masked import Masked
-from mim3d.workflows.case_facts import told_cases, volume_grids, with_classes
+from mim3d.workflows.case_facts import (
+    told_cases,
+    volume_grids,
+    weights_on,
+    with_classes,
+)
 from mim3d.workflows.pretrain import pretrain
 
+RAMP = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+FAR = np.array([[1.0, 0, 0, 5e3], [0, 1, 0, 5e3], [0, 0, 1, 5e3], [0, 0, 0, 1]])
 SUPERVISED = PretextConfig(supervised=SupervisedConfig("label"))
 
 
@@ -167,6 +174,62 @@ def test_a_run_that_broke_off_ends_with_the_bits_of_one_that_did_not(
     )
     assert "weights/masks.guide.maps.read_sums" in theirs
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def _priors(store: Path, folder: Path) -> Path:
+    """Weights of 1 in the lower half along x of each case, at half its spacing, else 0."""
+    opened = open_store(store)
+    folder.mkdir()
+    for case_id, grid in volume_grids(opened, opened.ids("training")).items():
+        fine = np.zeros([2 * side for side in grid.shape], np.float32)
+        fine[: len(fine) // 2] = 1.0
+        affine = grid.affine @ np.diag([0.5, 0.5, 0.5, 1.0])
+        affine[:3, 3] -= grid.affine[:3, :3] @ np.full(3, 0.25)
+        write_nifti(folder / f"{case_id}.nii.gz", fine, affine)
+    return folder
+
+
+def test_volumes_of_weights_lead_masks_and_are_taken_to_the_grid_of_their_case(
+    store: Path, tmp_path: Path
+) -> None:
+    """Weights at half the spacing; voxel 5 of 11 lies between 1 and 0, and gets half of each."""
+    folder = _priors(store, tmp_path / "priors")
+    opened = open_store(store)
+    (case_id, grid), *_ = volume_grids(opened, opened.ids("training")).items()
+
+    weights = weights_on(grid, folder / f"{case_id}.nii.gz")
+    run = _run(store, tmp_path / "run", by="prior", priors=str(folder), queries=None)
+
+    assert weights.shape == SHAPE == (11, 13, 7)
+    np.testing.assert_allclose(weights[:5], 1.0)
+    np.testing.assert_allclose(weights[5], 0.5, atol=1e-6)
+    np.testing.assert_allclose(weights[6:], 0.0)
+    state = load_file(run / "checkpoints" / "last" / "state.safetensors")
+    values = state["weights/masks.guide.maps.sums"].reshape(-1, 6, 7, 4)
+    assert len(values) == len(opened.ids("training"))
+    # Cells of two voxels: 0-1, 2-3, 4-5, ... along x; the volume of weights itself ends in the
+    # outer half of its last voxels, which are there and count.
+    expected = torch.tensor([1, 1, 0.75, 0, 0, 0])[None, :, None, None]
+    torch.testing.assert_close(values, expected.expand_as(values), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda path: path.unlink(), "1 of 5 cases have no volume of weights of their own"),
+        (lambda path: write_nifti(path, RAMP - 1, FAR), "holds weights below 0, down to -1"),
+        (lambda path: write_nifti(path, RAMP, FAR), "weighs nothing within its case"),
+        (lambda path: write_nifti(path, np.full((2, 2, 2), np.nan, np.float32)), "are not finite"),
+    ],
+)
+def test_weights_that_are_missing_or_none_are_refused(
+    store: Path, tmp_path: Path, harm: Any, said: str
+) -> None:
+    folder = _priors(store, tmp_path / "priors")
+    harm(sorted(folder.iterdir())[2])
+
+    with pytest.raises(UserError, match=said):
+        _run(store, tmp_path / "run", by="prior", priors=str(folder), queries=None)
 
 
 def test_the_recipe_masks_as_the_paper() -> None:
