@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MEASURED = {
     "Does pre-training pay": "benchmarks/convergence/README.md",
     "Hippocampus": "benchmarks/convergence/hippocampus/README.md",
+    "Hippocampus, patches of 4": "benchmarks/convergence/hippocampus_patch4/README.md",
     "Mouse brain": "benchmarks/convergence/mouse/README.md",
     "Which masks pay": "benchmarks/masking/README.md",
     "Classes of volumes": "benchmarks/classification/README.md",
