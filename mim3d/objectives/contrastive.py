@@ -14,7 +14,7 @@ from mim3d.models.gathering import gathered, rank_offset, world
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrastive_losses import chance, nt_xent, vicreg
-from mim3d.objectives.heads import Projector, pooled
+from mim3d.objectives.heads import Projector, crop_features
 from mim3d.objectives.health import embedding_logs
 from mim3d.objectives.views import split_views
 
@@ -74,7 +74,7 @@ class TwoViews(Task):
 
     def features(self, batch: CropBatch) -> Tensor:
         """What the encoder says of every crop of both views, `2b d`."""
-        return pooled(self.encoder(batch.voxels, batch.spacing_mm, valid=batch.valid))
+        return crop_features(self.encoder(batch.voxels, batch.spacing_mm, valid=batch.valid))
 
     def _projector(self) -> Projector:
         config = self.config

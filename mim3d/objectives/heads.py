@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
+from mim3d.models.classifier import pooled, pooled_tokens
 from mim3d.models.gathering import batch_moments
 from mim3d.models.hidden_states import HiddenStates
 
@@ -115,17 +116,11 @@ class Predictor(Projector):
         super().__init__(width, hidden, 2, width, norm=norm)
 
 
-def pooled(states: HiddenStates) -> Tensor:
+def crop_features(states: HiddenStates) -> Tensor:
     """What the encoder knows of each crop as a whole, `b d`, after the final norm.
 
     The class token where the encoder has one, else the mean over the tokens that are valid.
     """
     if states.has_class_token:
-        assert states.prefix is not None
-        return states.prefix[:, 0]
-    tokens = states.tokens.float()
-    if states.token_valid is None:
-        return tokens.mean(dim=1)
-    valid = states.token_valid[..., None]
-    total = torch.where(valid, tokens, tokens.new_zeros(())).sum(dim=1)
-    return total / valid.sum(dim=1).clamp_min(1)
+        return pooled(states, "class_token")
+    return pooled_tokens(states.tokens.float(), states.token_valid, "mean")

@@ -11,7 +11,7 @@ from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment
 from mim3d.objectives.contrastive import TwoViews, projector_logs
 from mim3d.objectives.contrastive_losses import byol, chance, info_nce
-from mim3d.objectives.heads import Predictor, Projector, pooled
+from mim3d.objectives.heads import Predictor, Projector, crop_features
 from mim3d.objectives.teacher import Teacher
 
 
@@ -28,7 +28,7 @@ class Branch(nn.Module):
     ) -> Tensor:
         """Projections of the crops, `b d`; arguments as the encoder's and the projector's."""
         states = self.encoder(voxels, spacing_mm, valid=valid)
-        projected: Tensor = self.projector(pooled(states), together=together)
+        projected: Tensor = self.projector(crop_features(states), together=together)
         return projected
 
 

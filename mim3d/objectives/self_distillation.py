@@ -11,7 +11,7 @@ from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrastive import projector_logs
-from mim3d.objectives.heads import pooled
+from mim3d.objectives.heads import crop_features
 from mim3d.objectives.health import embedding_logs
 from mim3d.objectives.prototypes import (
     PrototypeHead,
@@ -50,7 +50,7 @@ class Branch(nn.Module):
 
 def asked_of(states: HiddenStates, index: Tensor | None) -> Tensor:
     """The states of the tokens at `index` and, behind them, that of the whole: `b (q 1) d`."""
-    whole = pooled(states)[:, None]
+    whole = crop_features(states)[:, None]
     if index is None:
         return whole
     return torch.cat([gather(states.tokens, index).to(whole.dtype), whole], dim=1)
@@ -109,7 +109,7 @@ class DINO(Task):
         """
         config = self.config.teacher
         states = self.encoder(batch.voxels, batch.spacing_mm, valid=batch.valid)
-        features = pooled(states)
+        features = crop_features(states)
         embedding = self.prototypes.embedded(features)
         cosines = self.prototypes.cosines(embedding)
 

@@ -16,7 +16,7 @@ from mim3d.models.blocks import initialise
 from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Outcome
-from mim3d.objectives.heads import pooled
+from mim3d.objectives.heads import crop_features
 
 SUPPORTED = ("mae", "simmim")
 """Pretext tasks that take the term."""
@@ -72,7 +72,7 @@ class Supervision(nn.Module):
             states: of the crops as they were seen, of one size each.
             batches: the same crops with their `targets`.
         """
-        features = torch.cat([pooled(one) for one in states])
+        features = torch.cat([crop_features(one) for one in states])
         classes = torch.cat([self._classes(batch) for batch in batches]).to(features.device)
         is_known = ~classes.isnan()
         logits = self.head(features.to(self.head.weight.dtype)).float()

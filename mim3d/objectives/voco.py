@@ -22,7 +22,7 @@ from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome, Task
 from mim3d.objectives.contrastive import projector_logs
 from mim3d.objectives.contrastive_losses import overlap_prediction, repulsion, unit
-from mim3d.objectives.heads import Projector, pooled
+from mim3d.objectives.heads import Projector, crop_features
 from mim3d.objectives.health import embedding_logs
 from mim3d.objectives.momentum import Branch
 from mim3d.objectives.teacher import Teacher
@@ -159,7 +159,7 @@ class VoCo(Task):
 
         # The student sees windows and base crops, the teacher base crops.
         states = self.encoder(boxes.voxels, boxes.spacing_mm, valid=boxes.valid)
-        features = pooled(states)
+        features = crop_features(states)
         embedded = self.projector(features).reshape(b, w + grid.n, -1)
         taught = self.teacher(*boxes.bases()).reshape(b, grid.n, -1)
 

@@ -15,7 +15,7 @@ from view_crops import ALL, ENCODER, SIZE, SMALL, TWO_VIEWS, batch, made, moment
 
 from mim3d.foundation.errors import ConfigError
 from mim3d.objectives.base import Task
-from mim3d.objectives.heads import pooled
+from mim3d.objectives.heads import crop_features
 from mim3d.workflows.plan.trace import trace_step
 
 SPACED = replace(ENCODER, default_spacing_mm=(0.5, 1.0, 3.0))
@@ -134,7 +134,7 @@ def test_a_few_crops_are_learnt_without_collapse(name: str) -> None:
     with torch.no_grad():
         logs = task(batch(name, range(6), step=99, size=SMALL), moment(59, 60)).logs
         crops = batch("simclr", range(6), step=99, size=SMALL)
-        one, two = F.normalize(pooled(task.encoder(crops.voxels, crops.spacing_mm))).chunk(2)
+        one, two = F.normalize(crop_features(task.encoder(crops.voxels, crops.spacing_mm))).chunk(2)
     for place in ("", "projector_"):
         assert logs[f"{place}spread"] > 0.3
         assert logs[f"{place}cosine"] < 0.9

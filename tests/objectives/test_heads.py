@@ -12,7 +12,7 @@ from torch import nn
 from mim3d.config.encoder import EncoderConfig
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.heads import BatchNorm, Predictor, Projector, pooled
+from mim3d.objectives.heads import BatchNorm, Predictor, Projector, crop_features
 
 ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 2), default_spacing_mm=(1, 1, 2))
 SIZE = (11, 13, 7)
@@ -107,7 +107,7 @@ def test_the_whole_is_the_class_token_or_the_mean_of_valid_tokens(
     valid[1, :, 8:, 3:] = False
     states = encoder(torch.randn(2, 1, *SIZE), valid=valid)
 
-    whole = pooled(states)
+    whole = crop_features(states)
 
     assert states.token_valid is not None
     for i in range(2):
@@ -127,6 +127,6 @@ def test_what_stands_in_padding_does_not_reach_the_whole() -> None:
     voxels = torch.randn(1, 1, *SIZE)
     other = torch.where(valid[:, None], voxels, torch.nan)
 
-    first, second = (pooled(encoder(v, valid=valid)) for v in (voxels, other))
+    first, second = (crop_features(encoder(v, valid=valid)) for v in (voxels, other))
 
     assert torch.equal(first, second)

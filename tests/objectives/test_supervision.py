@@ -14,7 +14,7 @@ from mim3d.config.objective import PretextConfig, SupervisedConfig
 from mim3d.data.batch import CropBatch, CropBatches, Target
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.heads import pooled
+from mim3d.objectives.heads import crop_features
 from mim3d.objectives.masked import Masked
 from mim3d.objectives.registry import PRETEXT_TASKS
 
@@ -59,7 +59,7 @@ def test_the_term_is_the_cross_entropy_of_logits_summed_over_known_cases_over_al
     made.supervision.config = replace(SUPERVISED, weight=0.0)
     plain = made(crops, now).loss
     states = made.states(crops, made.question(crops, now))
-    logits = made.supervision.head(pooled(states)).detach().double().numpy()
+    logits = made.supervision.head(crop_features(states)).detach().double().numpy()
 
     errors = [logsumexp(row) - row[c] for row, c in zip(logits, (2, 0, 0, 2), strict=True)]
     expected = (errors[0] + errors[2] + errors[3]) / 4

@@ -19,7 +19,7 @@ from mim3d.data.splits import pretraining_cases
 from mim3d.foundation.documents import parsed
 from mim3d.foundation.reporting import Silent
 from mim3d.models.vit import VolumeViT
-from mim3d.objectives.heads import pooled
+from mim3d.objectives.heads import crop_features
 from mim3d.objectives.health import embedding_logs
 from mim3d.training.alarms import GUESS_MARGIN, SMALLEST_STRETCH, is_guessing
 from mim3d.training.fabric import choose_device
@@ -70,7 +70,7 @@ def embedding_health(config: PretrainConfig, run: Path) -> dict[str, float]:
     )
     with torch.no_grad():
         features = torch.cat([
-            pooled(encoder(there.voxels, there.spacing_mm, valid=there.valid))
+            crop_features(encoder(there.voxels, there.spacing_mm, valid=there.valid))
             for there in (batch.to(device) for batch in feed.fixed(PROBE_CROPS))
         ])  # fmt: skip
     return {f"crops_{name}": float(value) for name, value in embedding_logs(features).items()}
