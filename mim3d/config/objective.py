@@ -119,8 +119,7 @@ class GuideConfig:
     """Weight of a token: its share of voxels that are not air; or that the store's label map has in
     a class other than 0; or the mean of a volume of weights that is given (`priors`): every case
     needs what is asked for. Or what training has found at its place in the volume: the attention it
-    got in the last block (MSMAE), or the error of its reconstruction (AnatoMask); both for `mae`
-    and `simmim`."""
+    got in the last block (MSMAE), or the error of its reconstruction (AnatoMask)."""
     priors: str | None = None
     """`prior`: folder with a volume of weights, 0 or more, for each case: `CASE.nii.gz` or any
     other format of volumes, on any grid in the case's millimetres; nothing is 0."""

@@ -100,9 +100,9 @@ class AttentionGuide(LearntGuide):
 
     def __init__(self, encoder: VolumeViT, config: PretextConfig) -> None:
         super().__init__(encoder, config)
-        # SimMIM encodes all tokens where they lie, unless some leave.
+        # SimMIM and SMIT encode all tokens where they lie, unless some leave.
         leaves = config.drop_air or config.drop_ratio > 0
-        self._is_in_place = config.name == "simmim" and not leaves
+        self._is_in_place = config.name != "mae" and not leaves
 
     def wants_attention(self, moment: Moment) -> bool:
         """Whether the states of this step are to hold it."""
@@ -207,8 +207,11 @@ def follow(teacher: Teacher, task: nn.Module, moment: Moment) -> None:
 def check_learnt(encoder: VolumeViT, config: PretextConfig) -> None:
     """Raises `ConfigError` where a learnt guide cannot lead a task."""
     guide = config.guide
-    if config.name not in ("mae", "simmim"):
-        raise _refused(f"`objective.guide.by {guide.by}` is not for `{config.name}`", "mae, simmim")
+    if config.name == "smit" and guide.source == "teacher":
+        raise _refused(
+            "`objective.guide.source teacher` is not for `smit`, which has a teacher of features",
+            "`--objective.guide.source network`",
+        )
     if not 0 <= guide.momentum < 1 or guide.refresh_epochs < 0 or guide.every < 1:
         raise _refused(
             f"`objective.guide` has `momentum` {guide.momentum}, `refresh_epochs` "

@@ -117,6 +117,14 @@ class Masked(Task):
         )
         return states
 
+    def noted_states(self, batch: CropBatch, question: Question, moment: Moment) -> HiddenStates:
+        """As `states`; the guide of the masks is told of the attention, where it wants that."""
+        wants_attention = self.training and self.masks.wants_attention(moment)
+        states = self.states(batch, question, wants_attention=wants_attention)
+        if wants_attention:
+            self.masks.note_attention(batch, question.split, states, moment)
+        return states
+
     def predict(self, batch: CropBatch, question: Question) -> Tensor:
         """Patches at `question.index`, `b q p`."""
         return self._read(self.states(batch, question), question)
@@ -137,10 +145,7 @@ class Masked(Task):
             return self._of_several([self._placed(part) for part in batch.parts], moment)
         batch = self._placed(batch)
         question = self.question(batch, moment)
-        wants_attention = self.training and self.masks.wants_attention(moment)
-        states = self.states(batch, question, wants_attention=wants_attention)
-        if wants_attention:
-            self.masks.note_attention(batch, question.split, states, moment)
+        states = self.noted_states(batch, question, moment)
         outcome = self.judged(self._read(states, question), question, batch, moment)
         return self._supervised(outcome, [states], [batch])
 

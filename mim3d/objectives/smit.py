@@ -84,7 +84,7 @@ class SMIT(SimMIM):
             moment: masks and the teacher's temperature follow from it.
         """
         question = self.question(batch, moment)
-        states = self.states(batch, question)
+        states = self.noted_states(batch, question, moment)
         voxels = self.judged(self.read(states, question), question, batch, moment)
 
         # One pass of the head for tokens and wholes, the whole behind its tokens.

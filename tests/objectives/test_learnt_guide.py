@@ -63,8 +63,10 @@ def learnt(made: Masked, crops: CropBatch, at: Moment) -> Tensor:
 # Attention
 
 
-@pytest.mark.parametrize("drop", [0.0, 0.25])
-@pytest.mark.parametrize("name", ["mae", "simmim"])
+@pytest.mark.parametrize(
+    ("name", "drop"),
+    [("mae", 0.0), ("mae", 0.25), ("simmim", 0.0), ("simmim", 0.25), ("smit", 0.0)],
+)
 @pytest.mark.parametrize("queries", [None, "class_token", "patches"])
 def test_maps_get_the_attention_of_the_last_block_by_a_slow_loop(
     name: str, queries: Any, drop: float
@@ -84,7 +86,7 @@ def test_maps_get_the_attention_of_the_last_block_by_a_slow_loop(
     for b in range(2):
         visible = question.split.visible[b].tolist()
         # Place of each visible token in the sequence, behind class token and two registers.
-        place = [3 + (token if name == "simmim" and not drop else i)
+        place = [3 + (token if name != "mae" and not drop else i)
                  for i, token in enumerate(visible)]  # fmt: skip
         asking = [0] if queries != "patches" else list(range(3, attention.shape[-1]))
         got = [
@@ -158,7 +160,7 @@ def test_a_class_token_asks_by_default_and_a_network_without_one_refuses_to_be_a
 # Errors
 
 
-@pytest.mark.parametrize("name", ["mae", "simmim"])
+@pytest.mark.parametrize("name", ["mae", "simmim", "smit"])
 @pytest.mark.parametrize("target", ["raw", "normalised"])
 def test_maps_get_the_error_of_each_masked_token_in_the_targets_normalisation(
     name: str, target: Any
@@ -331,7 +333,7 @@ def test_a_task_that_was_not_told_of_the_cases_says_so() -> None:
 @pytest.mark.parametrize(
     ("name", "guide", "fields", "why"),
     [
-        ("smit", GuideConfig(by="loss"), {}, "is not for `smit`"),
+        ("smit", GuideConfig(by="loss", source="teacher"), {}, "is not for `smit`"),
         ("mae", GuideConfig(by="attention", source="teacher"), {}, "loss` alone"),
         ("mae", GuideConfig(by="loss", momentum=1.0), {}, "has `momentum` 1.0"),
         ("mae", GuideConfig(by="loss", every=0), {}, "`every` 0"),

@@ -97,7 +97,7 @@ def test_told_are_the_cases_that_a_fine_tuning_of_so_few_labels_is_given(store: 
     assert len({opened.subject(case) for case in told}) == 2
 
 
-def _run(store: Path, out: Path, **guide: Any) -> Path:
+def _run(store: Path, out: Path, fields: dict[str, Any] | None = None, **guide: Any) -> Path:
     config = read_config(
         "msmae",
         PretrainConfig,
@@ -122,7 +122,9 @@ def _run(store: Path, out: Path, **guide: Any) -> Path:
             "probes.every": "0",
         },
     )
-    objective = replace(config.objective, guide=replace(config.objective.guide, **guide))
+    objective = replace(
+        config.objective, guide=replace(config.objective.guide, **guide), **(fields or {})
+    )
     pretrain(replace(config, objective=objective), out=str(out), reporter=Silent())
     return out
 
@@ -151,6 +153,19 @@ def test_the_msmae_recipe_runs_learns_maps_and_writes_an_encoder_alone(
         assert all(name.startswith(("encoder.", "decoder.")) for name in weights.keys())  # noqa: SIM118
     kept = (run / "config.yaml").read_text()
     assert "classes" in kept  # the run knows them without its store
+
+
+@pytest.mark.parametrize("by", ["attention", "loss"])
+def test_self_distillation_leads_its_masks_by_what_both_views_have_told(
+    store: Path, tmp_path: Path, by: str
+) -> None:
+    smit = {"name": "smit", "drop_ratio": 0.0, "supervised": SupervisedConfig()}
+
+    run = _run(store, tmp_path / "run", smit, by=by, queries=None)
+
+    state = load_file(run / "checkpoints" / "last" / "state.safetensors")
+    evidence = state["weights/masks.guide.maps.evidence"]
+    assert (evidence > 0).float().mean() > 0.5
 
 
 def test_a_run_that_broke_off_ends_with_the_bits_of_one_that_did_not(
