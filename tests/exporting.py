@@ -9,6 +9,7 @@ import torch
 
 from mim3d.config.data import DataConfig
 from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import GuideConfig, PretextConfig
 from mim3d.config.task import DecoderConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.config.writing import to_mapping
@@ -25,6 +26,7 @@ from mim3d.workflows.run_record import PREPARATION, RECORD_FORMAT, TARGETS
 ENCODER = EncoderConfig(width=24, depth=2, heads=2, patch=(8, 4, 4), channels=1,
                         default_spacing_mm=(1.0, 1.5, 2.0))  # fmt: skip
 DATA = DataConfig(store="/home/somebody/secret/store", crop_size=(16, 12, 8))
+PRETEXT = PretextConfig(guide=GuideConfig(by="prior", priors="/home/somebody/secret/weights"))
 DECODER = DecoderConfig(name="light", feature_size=4)
 CLASSES = ClassTable((0, 1, 5), ("background", "left", "right"), ((0, 0, 0), (1, 2, 3), (9, 8, 7)))
 STORED = {"shape": {key: [20, 30, 11] for key in ("min", "median", "max")},
@@ -46,7 +48,7 @@ RECORD: dict[str, Any] = {
 def pretrained(folder: Path, encoder: EncoderConfig = ENCODER) -> VolumeViT:
     """A run of pre-training with drawn weights; returns its encoder."""
     network = drawn(VolumeViT(encoder))
-    config = PretrainConfig(encoder=encoder, data=DATA)
+    config = PretrainConfig(encoder=encoder, data=DATA, objective=PRETEXT)
     tensors = {f"encoder.{key}": value for key, value in network.state_dict().items()}
     tensors["decoder.mask_token"] = torch.zeros(24)
     _write(folder, "pretrain", config, {}, tensors, encoder)

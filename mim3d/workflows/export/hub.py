@@ -100,7 +100,11 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
 def _anonymous(config: PretrainConfig | FinetuneConfig) -> PretrainConfig | FinetuneConfig:
     """Without the paths of whoever trained it."""
     data = replace(config.data, store=None, stores=(), store_weights=None)
-    return replace(config, data=data, init="none" if config.init else None)
+    config = replace(config, data=data, init="none" if config.init else None)
+    if isinstance(config, PretrainConfig):
+        guide = replace(config.objective.guide, priors=None)
+        config = replace(config, objective=replace(config.objective, guide=guide))
+    return config
 
 
 def _architecture(subject: Subject) -> str:

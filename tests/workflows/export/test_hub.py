@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import exporting
 import pytest
@@ -85,8 +86,9 @@ def test_a_classifier_answers_from_the_folder_alone(tmp_path: Path) -> None:
         UNETR.load(tmp_path / "hub")
 
 
-def test_no_path_and_no_name_of_a_case_leaves_the_house(tmp_path: Path) -> None:
-    exporting.segmenter(tmp_path / "run")
+@pytest.mark.parametrize("made", [exporting.segmenter, exporting.pretrained])
+def test_no_path_and_no_name_of_a_case_leaves_the_house(tmp_path: Path, made: Any) -> None:
+    made(tmp_path / "run")
 
     exported(tmp_path / "run", tmp_path / "hub")
 
