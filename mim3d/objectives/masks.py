@@ -284,6 +284,7 @@ def _counts(
         return masked, min(count(config.drop_ratio, have, config.rounding), rest)
 
     if valid is None:
-        return of(n)
+        # A crop of one token is no bad luck but a setting, which `split_tokens` refuses.
+        return of(n) if n > 1 else (count(ratio, n, config.rounding), 0)
     masked, dropped = zip(*map(of, valid.sum(dim=1).tolist()), strict=True)
     return list(masked), list(dropped)
