@@ -168,7 +168,7 @@ def _recipes() -> Iterator[str]:
 
 def _configs() -> list[Path]:
     """All recipes that ship."""
-    verbs = ("prepare", "pretrain", "finetune")
+    verbs = ("prepare", "pretrain", "finetune", "benchmark")
     return [path for verb in verbs for path in sorted((ROOT / "configs" / verb).glob("*.yaml"))]
 
 

@@ -13,7 +13,7 @@ mim3d finetune hippocampus --data.store stores/hippocampus --init runs/encoder \
 # --8<-- [end:fold]
 
 # --8<-- [start:ensemble]
-mim3d predict runs/segmenter,runs/fold0 scan.nii.gz --out ensemble --inference.flips x,y,z
+mim3d predict runs/segmenter,runs/fold0 scan.nii.gz --out ensemble
 # --8<-- [end:ensemble]
 
 # --8<-- [start:out]

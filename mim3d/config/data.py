@@ -19,8 +19,8 @@ class DataConfig:
     """Pre-training: several stores in place of `store`, with crops of all of them in one order.
     They have equally many channels; each keeps its own spacing and normalisation."""
     store_weights: Literal["equal"] | None = None
-    """With `stores`, how often each is drawn from: none by its number of cases, so that every case
-    is seen equally often; `equal` as often as each other one."""
+    """With `stores`, how often each is drawn from: `equal` as often as each other one; where it is
+    not set, by its number of cases, so that every case is seen equally often."""
     crop_size: Triple = (96, 96, 96)
     """Voxels of a crop along x, y, z. Volumes that are smaller are padded."""
     crop_sizes: tuple[Triple, ...] = ()

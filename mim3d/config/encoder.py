@@ -70,4 +70,4 @@ class EncoderConfig:
     initialisation: Literal["xavier", "normal"] = "xavier"
     """Linear layers: Xavier-uniform, or truncated normal with deviation 0.02."""
     checkpointing: bool = False
-    """Recompute blocks in the backward pass: about a third more time for much less memory."""
+    """Recompute blocks in the backward pass: a fifth to a third more time for much less memory."""

@@ -24,8 +24,8 @@ class InferenceConfig:
     weights: Literal["gaussian", "constant"] = "gaussian"
     """How overlapping windows are averaged."""
     flips: tuple[Axis, ...] | None = None
-    """Axes of test-time mirroring; all their combinations are averaged. None mirrors as the run was
-    judged that predicts."""
+    """Axes of test-time mirroring; all their combinations are averaged. Where it is not
+    set, those that the run was judged with."""
     windows_per_batch: int = 4
     """Windows, or mirrored copies of them, that pass the network at once."""
     skip_air: bool = True

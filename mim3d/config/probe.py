@@ -7,7 +7,12 @@ from typing import Literal
 
 from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.config.inference import EvaluationConfig, InferenceConfig, unmirrored
-from mim3d.config.task import ClassificationConfig, DecoderConfig, SegmentationConfig
+from mim3d.config.task import (
+    ClassificationConfig,
+    DecoderConfig,
+    SegmentationConfig,
+    from_a_probe,
+)
 from mim3d.config.training import OptimConfig, TrainingConfig
 
 ProbeReader = Literal["knn", "linear", "frozen", "lora", "full"]
@@ -47,7 +52,7 @@ class ProbeConfig:
     data: DataConfig = field(default_factory=lambda: DataConfig(placement="label"))
     """Where `crop_size` is not said, it is that of the run."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
-    decoder: DecoderConfig = field(default_factory=lambda: DecoderConfig(name="light"))
+    decoder: DecoderConfig = field(default_factory=lambda: from_a_probe("light"))
     """`light` sees no raw voxels, so that what it reads comes from the encoder."""
     objective: SegmentationConfig = field(default_factory=SegmentationConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)

@@ -77,11 +77,14 @@ class ClassificationConfig:
     that a first look at as many, drawn evenly, finds, which costs twice."""
 
 
+DecoderName = Literal["unetr", "half", "interpolate", "hybrid", "light"]
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """From hidden states to logits."""
 
-    name: Literal["unetr", "half", "interpolate", "hybrid", "light"] = "unetr"
+    name: DecoderName = "unetr"
     """`unetr` is UNETR's decoder with skips up to full resolution; `half` ends skips and
     convolutions at half resolution; `interpolate` is `unetr` with trilinear interpolation and
     convolutions in place of transposed ones; `hybrid` adds a small convolutional path for the raw
@@ -97,7 +100,13 @@ class DecoderConfig:
     direct: Literal["none", "random", "ridge", "linear"] = "none"
     """A linear path from the last hidden states to logits beside the decoder. It starts at random,
     or from a probe that is fitted to the labels before the first step: `ridge` in closed form,
-    `linear` from there on cross-entropy and Dice."""
+    `linear` from there on cross-entropy and Dice. Fine-tunings have `linear` where nothing is said,
+    networks of one's own have none."""
     deep_supervision: int = 0
     """Coarser levels of `unetr`, `half` and `interpolate` that are trained on the labels too, each
     with half the weight of the level above it; they take no part in prediction."""
+
+
+def from_a_probe(name: DecoderName = "unetr") -> DecoderConfig:
+    """The default of trainings, which start from a linear probe of what the encoder knows."""
+    return DecoderConfig(name=name, direct="linear")

@@ -10,7 +10,12 @@ from mim3d.config.encoder import EncoderConfig
 from mim3d.config.inference import EvaluationConfig, InferenceConfig, unmirrored
 from mim3d.config.objective import PretextConfig, ProbesConfig
 from mim3d.config.read import ReadConfig
-from mim3d.config.task import ClassificationConfig, DecoderConfig, SegmentationConfig
+from mim3d.config.task import (
+    ClassificationConfig,
+    DecoderConfig,
+    SegmentationConfig,
+    from_a_probe,
+)
 from mim3d.config.training import OptimConfig, TrainingConfig
 
 InitPart = Literal["patch", "channels", "positions"]
@@ -37,8 +42,8 @@ class PreparationConfig:
     """Volumes of two values, such as binary shapes: each voxel becomes its signed distance to the
     shape's surface, positive inside, cut to this and scaled to -1 to 1. None keeps the values."""
     crop_to_body: bool | None = None
-    """Cut away air around the body; labelled voxels are never cut away. None does, but for archives
-    (`.npz`), whose frame is part of the data."""
+    """Cut away air around the body; labelled voxels are never cut away. Where it is not set,
+    this is done but for archives (`.npz`), whose frame is part of the data."""
     body_margin_mm: float = 5.0
     """Air that stays around the body."""
     filter: Literal["blosc", "lzf"] = "blosc"
@@ -114,7 +119,7 @@ class FinetuneConfig:
     data: DataConfig = field(default_factory=lambda: DataConfig(placement="label"))
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    decoder: DecoderConfig = field(default_factory=from_a_probe)
     objective: SegmentationConfig = field(default_factory=SegmentationConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

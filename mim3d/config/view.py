@@ -14,7 +14,7 @@ class ViewingConfig:
     port: int = 0
     """Port on the loopback address; 0 takes any free one."""
     browser: bool | None = None
-    """Open the page in a browser; none does where this machine has a display."""
+    """Open the page in a browser. Where it is not set, if this machine has a display."""
     max_mvoxels: float = 128.0
     """Largest volume that the page gets whole, in millions of voxels: it needs 8 bytes a voxel on
     the graphics card. Of larger ones it gets every second, third ... voxel, and says so."""

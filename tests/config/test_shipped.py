@@ -6,7 +6,9 @@ import pytest
 
 from mim3d.config.reading import read_config
 from mim3d.config.shipped import locate, shipped_folder, shipped_names
+from mim3d.config.task import DecoderConfig
 from mim3d.config.verbs import (
+    BenchmarkConfig,
     EvaluateConfig,
     FinetuneConfig,
     PredictConfig,
@@ -21,6 +23,7 @@ KINDS = {
     "finetune": FinetuneConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
+    "benchmark": BenchmarkConfig,
 }
 SHIPPED = [(verb, name) for verb in KINDS for name in shipped_names(verb)]
 
@@ -34,6 +37,17 @@ def test_every_yaml_file_that_ships_belongs_to_a_verb():
     files = {path.relative_to(shipped_folder()) for path in shipped_folder().rglob("*.yaml")}
 
     assert {path.parent.name for path in files} <= {*KINDS, "splits"}
+
+
+@pytest.mark.parametrize(
+    "name", ["mimmed3d_btcv", "mimmed3d_brats21", "selfmedmae_btcv", "selfmedmae_msdbrats"]
+)
+def test_the_papers_segmenters_are_monais_network(name):
+    """Tap for tap, and without the linear path that fine-tunings have where nothing is said."""
+    published = DecoderConfig("unetr", taps=(4, 7, 10, 12), tap_norm="none", direct="none")
+
+    assert read_config(name, FinetuneConfig).decoder == published
+    assert FinetuneConfig().decoder.direct == "linear"
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from mim3d.data.phantom import PhantomRule, make_cohort
 from mim3d.foundation.errors import ExitCode
 from tests.data.files.making import dicom_slice
 from tests.docs.pages import DOCS, EXAMPLES, ROOT, SCRIPTS, commands
-from tests.small_benchmark import write_benchmark
 
 RULE = PhantomRule(shape=(24, 20, 16), spacing_mm=(1.5, 1.2, 2.0), organs=1)
 TRAINING = ("--data.crop_size", "16,16,16", "--training.steps", "2", "--training.batch_size", "2",
@@ -92,7 +91,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.copy(EXAMPLES / "ct100k.yaml", "ct100k.yaml")
     Path("my.yaml").write_text("data:\n  placement: label\n")
     _other_sources()
-    write_benchmark(folder, "stores/mine", "  scratch: {kind: scratch}\n").rename("arms.yaml")
     run_script("start")
     try:
         yield folder

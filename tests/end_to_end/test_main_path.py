@@ -69,6 +69,13 @@ def test_the_walk_leaves_what_the_documents_promise(walk: Walk) -> None:
     assert (walk.pretrained / "checkpoints" / "last").is_symlink()
 
 
+def test_a_fine_tuning_starts_from_a_probe_where_nothing_is_said(walk: Walk) -> None:
+    last = Checkpoints(walk.tuned / "checkpoints").find("last")
+    assert last is not None
+
+    assert "decoder.direct.linear.weight" in read_weights(last)[0]
+
+
 def test_a_prediction_lies_on_its_inputs_grid_and_knows_the_organ(walk: Walk) -> None:
     images = sorted((walk.source / "imagesVal").glob("*.nii.gz"))
     dice = []

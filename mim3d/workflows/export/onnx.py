@@ -96,8 +96,8 @@ def _check_installed() -> None:
         raise ConfigError(
             f"`--format onnx` needs {' and '.join(f'`{name}`' for name in absent)}, which is not "
             "installed",
-            remedy=f"`pip install {' '.join(NEEDED)} {RUNTIME}`, or `pip install 'mim3d[export]'`; "
-            "`--format torch-export` needs nothing more",
+            remedy=f"`pip install {' '.join(NEEDED)} {RUNTIME}`, or in a clone "
+            "`pip install -e '.[export]'`; `--format torch-export` needs nothing more",
             code="not-installed",
         )
 

@@ -430,16 +430,22 @@ def test_the_first_process_decides_an_arms_rate(tmp_path, costs):
     assert read_plan(tmp_path).rates == {"mae": first, "mae fold 3": other}
 
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+ROOT = Path(__file__).parents[3]
+BENCHMARKS = ROOT / "benchmarks"
 LISTED = [
-    path for path in sorted(BENCHMARKS.rglob("*.yaml")) if section_of(path, "arms") is not None
+    *sorted((ROOT / "configs" / "benchmark").glob("*.yaml")),
+    *(path for path in sorted(BENCHMARKS.rglob("*.yaml")) if section_of(path, "arms") is not None),
 ]
 
 
 def test_the_benchmarks_of_the_repository_are_found():
-    names = {path.relative_to(BENCHMARKS).as_posix() for path in LISTED}
+    names = {path.relative_to(ROOT).as_posix() for path in LISTED}
 
-    assert {"convergence/mouse/convergence.yaml", "ablation/patch.yaml"} <= names
+    assert {
+        "benchmarks/convergence/mouse/convergence.yaml",
+        "benchmarks/ablation/patch.yaml",
+        "configs/benchmark/few_labels.yaml",
+    } <= names
     assert len(LISTED) >= 11
 
 
