@@ -6,8 +6,8 @@ of `benchmarks/convergence/mouse`.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -226,4 +226,6 @@ def main(folder: Path = DOCS / "pictures") -> None:
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Draws the figures of the site.")
+    parser.add_argument("folder", type=Path, nargs="?", default=DOCS / "pictures")
+    main(parser.parse_args().folder)

@@ -326,7 +326,9 @@ VERBS: dict[str, Verb] = {
         config=BenchmarkConfig,
         positionals=(
             Positional("KIND", "`throughput` or `convergence`"),
-            Positional("CONFIG", "`convergence`: a YAML file that lists the arms", least=0),
+            Positional(
+                "CONFIG", "`convergence`: a YAML file that lists the arms, or `few_labels`", least=0
+            ),
         ),
         switches=frozenset({"out", "dry_run", "config", "json"}),
     ),

@@ -19,8 +19,8 @@ voxels."""
 class DirectPath(nn.Module):
     """Last hidden states, normalised, through one linear map to cells, and up to voxels.
 
-    A decoder that starts at random hides for hundreds of steps what the encoder knows already; a
-    linear map on frozen features reads it at once (`objectives.linear_start`).
+    A decoder that starts at random hides for tens to hundreds of steps what the encoder knows
+    already; a linear map on frozen features reads it at once (`objectives.linear_start`).
 
     Stores `linear` (`(k i j l) d`).
 

@@ -85,7 +85,7 @@ def start_linearly(
         raise UserError(
             f"a linear start needs {FEWEST_TOKENS} tokens with labels in every cell, {count} were "
             f"found in {sum(len(batch.case_ids) for batch in batches)} crops",
-            remedy="use `--decoder.direct random`, or place crops on labels with "
+            remedy="use `--decoder.direct none`, or place crops on labels with "
             "`--data.placement label`",
             code="linear-start",
         )
