@@ -137,19 +137,23 @@ class Study(Runs):
     def best_contrastive(
         self, labels: str, target: float = HEADLINE, *, partner: str | None = None
     ) -> str | None:
-        """The contrastive arm that reaches the target first; of those that never do, the best.
+        """The contrastive arm that reaches the target first; of those that never do, the highest.
 
         Chosen once, on the data as they are: the luck of the chosen counts against whoever is
-        compared with it. Among those that are compared with `partner`, or the reference.
+        compared with it. Among those that are compared with `partner`, or the reference; each by
+        how it does against that arm on the replicates of both, so that none is the best for
+        having run the easier ones alone.
         """
+        against = partner or self.reference
         ranked = []
-        for arm in self.contrastive(labels, partner or self.reference):
-            time, final = self.time(arm, labels, target), self.final(arm, labels)
-            if time is not None and final is not None and time.value is not None:
-                arrives = time.bound != ">"
-                height = -(final.value or 0.0)
-                ranked.append((not arrives, time.value if arrives else height, height, arm))
-        return min(ranked)[-1] if ranked else None
+        for arm in self.contrastive(labels, against):
+            faster = self.factor(arm, against, labels, target)
+            higher = self.difference(arm, against, labels)
+            if faster is not None and faster.value is not None and higher is not None:
+                arrives, height = faster.bound != "<", higher.value or 0.0
+                first = faster.value if arrives else height
+                ranked.append((arrives, first, height, arm))
+        return max(ranked)[-1] if ranked else None
 
     def _times(
         self, labels: str, arms: Sequence[str], curves: Sequence[Array], target: float

@@ -436,6 +436,27 @@ def test_the_best_contrastive_arm_is_the_first_to_the_target() -> None:
     assert Study((*runs("scratch", SLOW), *made)).best_contrastive(L) == "mocov3"
 
 
+@pytest.mark.parametrize("top", [0.8, 0.4])
+def test_no_contrastive_arm_is_the_best_for_having_run_the_easy_replicate_alone(top: float) -> None:
+    # `byol`, slower and lower than `simclr` where both ran, is ahead of its mean over both.
+    def made(arm: str, replicate: int, speed: float, top: float) -> Record:
+        curve = partial(rising, speed=speed, top=top)
+        kind = "scratch" if arm == "scratch" else "contrastive"
+        return replace(record(arm, curve, replicate=replicate), kind=kind)  # type: ignore[arg-type]
+
+    study = Study(
+        (
+            made("scratch", 0, 0.2, 0.6), made("scratch", 1, 2.0, 0.8),
+            made("simclr", 0, 0.3, top - 0.2), made("simclr", 1, 3.0, top),
+            made("byol", 1, 2.5, top - 0.02),
+        )
+    )  # fmt: skip
+
+    means = {arm: study.final(arm, L) for arm in ("simclr", "byol")}
+    assert means["byol"].value > means["simclr"].value  # type: ignore[union-attr,operator]
+    assert study.best_contrastive(L) == "simclr"
+
+
 def test_of_contrastive_arms_that_never_arrive_the_highest_is_best() -> None:
     made = [
         replace(run, kind="contrastive")

@@ -1,4 +1,4 @@
-"""Losses of views against MONAI, against loops over pairs, and at numbers worked by hand."""
+"""Losses of views against MONAI and pytorch-metric-learning, loops over pairs, and a pen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.losses import ContrastiveLoss
+from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss, VICRegLoss
 from torch import Tensor
 
 from mim3d.objectives.contrastive_losses import (
@@ -48,7 +49,7 @@ def slow_nt_xent(one: Tensor, two: Tensor, t: float, cases: list[str]) -> float:
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 @pytest.mark.parametrize("b", [2, 7])
-def test_nt_xent_is_monais_and_that_of_a_slow_loop(b: int, temperature: float) -> None:
+def test_nt_xent_is_that_of_two_libraries_and_of_a_slow_loop(b: int, temperature: float) -> None:
     one, two = views(b)
 
     loss = nt_xent(one, two, temperature)
@@ -58,6 +59,8 @@ def test_nt_xent_is_monais_and_that_of_a_slow_loop(b: int, temperature: float) -
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     monais = ContrastiveLoss(temperature=temperature)(one, two)
     assert loss.item() == pytest.approx(float(monais), rel=1e-5, abs=1e-7)
+    metric_learnings = SelfSupervisedLoss(NTXentLoss(temperature=temperature))(one, two)
+    assert loss.item() == pytest.approx(float(metric_learnings), rel=1e-5, abs=1e-7)
 
 
 def test_nt_xent_of_orthogonal_crops_is_what_a_pen_finds() -> None:
@@ -162,6 +165,17 @@ def test_vicreg_has_the_terms_of_a_slow_loop() -> None:
     assert terms.variance.item() == pytest.approx((first[0] + second[0]) / 2, rel=1e-5)
     assert terms.covariance.item() == pytest.approx(first[1] + second[1], rel=1e-4)
     assert terms.variance.item() > 0
+
+
+def test_vicreg_is_pytorch_metric_learnings() -> None:
+    one, two = (0.2 * view for view in views(b=12, d=6))
+    weights = {"invariance_lambda": 25.0, "variance_mu": 10.0, "covariance_v": 2.0}
+
+    terms = vicreg(one, two)
+
+    theirs = VICRegLoss(**weights)(one, ref_emb=two)
+    ours = 25.0 * terms.invariance + 10.0 * terms.variance + 2.0 * terms.covariance
+    assert ours.item() == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_vicreg_of_a_collapsed_batch_is_the_hinge_alone() -> None:

@@ -462,15 +462,21 @@ def test_every_benchmark_of_the_repository_can_be_planned(path, costs, monkeypat
         assert any(arm.against not in (None, "scratch") for arm in matrix)
 
 
-def test_ablations_can_share_a_folder_of_runs(costs, monkeypatch):
+def test_ablations_of_the_same_recipes_can_share_a_folder_of_runs(costs, monkeypatch):
     """Arms of one name have the same settings: each file extends the plan of those before it."""
     monkeypatch.setattr(follows, "store_signs", lambda store: None)
-    plan, shared = Plan(), 0
-    for path in sorted((BENCHMARKS / "ablation").glob("*.yaml")):
+    main = BENCHMARKS / "convergence" / "hippocampus_patch4" / "convergence.yaml"
+    plans: dict[Path, Plan] = {}
+    shared = []
+    for path in (main, *sorted((BENCHMARKS / "ablation").glob("*.yaml"))):
         settings = read_config(path, BenchmarkConfig).convergence
         matrix = read_arms(path, settings)
-        shared += sum(arm.name in plan.arms for arm in matrix)
+        recipe = (path.parent / settings.pretrain).resolve()
+        before = plans.get(recipe, Plan())
+        shared.append({arm.name for arm in matrix} & set(before.arms))
 
-        plan = make_plan(matrix, settings, plan, lambda arm: [f"{arm}-labels0.1-0"])
+        plans[recipe] = make_plan(matrix, settings, before, lambda arm: [f"{arm}-labels0.1-0"])
 
-    assert shared >= 2 * 9  # `scratch` and `mae` of all but the first
+    assert len(plans) == 2
+    assert all({"scratch", "mae"} <= names for names in shared if names)
+    assert sum(map(bool, shared)) == len(shared) - len(plans)
