@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 
@@ -137,23 +138,34 @@ class Study(Runs):
     def best_contrastive(
         self, labels: str, target: float = HEADLINE, *, partner: str | None = None
     ) -> str | None:
-        """The contrastive arm that reaches the target first; of those that never do, the highest.
+        """The contrastive arm that is ahead of most others; of equals the one with most replicates.
 
-        Chosen once, on the data as they are: the luck of the chosen counts against whoever is
-        compared with it. Among those that are compared with `partner`, or the reference; each by
-        how it does against that arm on the replicates of both, so that none is the best for
-        having run the easier ones alone.
+        Of two arms that one is ahead that reaches the target first, of those that never do the
+        higher, on the replicates that both have: none is the best for having run the easier ones
+        alone. Chosen once, on the data as they are: the luck of the chosen counts against whoever
+        is compared with it. Among those that are compared with `partner`, or the reference.
         """
-        against = partner or self.reference
-        ranked = []
-        for arm in self.contrastive(labels, against):
-            faster = self.factor(arm, against, labels, target)
-            higher = self.difference(arm, against, labels)
-            if faster is not None and faster.value is not None and higher is not None:
-                arrives, height = faster.bound != "<", higher.value or 0.0
-                first = faster.value if arrives else height
-                ranked.append((arrives, first, height, arm))
+        arms = self.contrastive(labels, partner or self.reference)
+        times = {arm: self.time(arm, labels, target) for arm in arms}
+        ahead = {arm: 0 for arm, time in times.items() if time and time.value is not None}
+        for one, other in combinations(ahead, 2):
+            first = self._place(one, other, labels, target)
+            second = self._place(other, one, labels, target)
+            if first is not None and second is not None and first != second:
+                ahead[one if first < second else other] += 1
+        ranked = [(count, len(self.runs(arm, labels)), arm) for arm, count in ahead.items()]
         return max(ranked)[-1] if ranked else None
+
+    def _place(
+        self, arm: str, beside: str, labels: str, target: float
+    ) -> tuple[bool, float, float] | None:
+        """Sorts an arm before another that arrives later, or never and ends lower."""
+        time = self.time(arm, labels, target, beside=beside)
+        higher = self.difference(arm, beside, labels)
+        if time is None or time.value is None or higher is None or higher.value is None:
+            return None
+        never = time.bound == ">"
+        return never, 0.0 if never else time.value, -higher.value
 
     def _times(
         self, labels: str, arms: Sequence[str], curves: Sequence[Array], target: float

@@ -457,6 +457,29 @@ def test_no_contrastive_arm_is_the_best_for_having_run_the_easy_replicate_alone(
     assert study.best_contrastive(L) == "simclr"
 
 
+def test_the_best_contrastive_arm_arrives_where_scratch_is_there_at_the_first_look() -> None:
+    early = partial(rising, top=0.8, speed=100.0)
+    arms = {"simclr": early, "mocov3": partial(rising, speed=2.0), "byol": partial(rising, top=0.5)}
+    made = [
+        replace(run, kind="contrastive") for arm, curve in arms.items() for run in runs(arm, curve)
+    ]
+
+    best = [Study((*runs("scratch", early), *made[3 * left :])).best_contrastive(L)
+            for left in range(3)]  # fmt: skip
+
+    assert best == ["simclr", "mocov3", "byol"]
+
+
+def test_of_contrastive_arms_that_are_equal_the_one_with_most_replicates_is_best() -> None:
+    made = [
+        replace(run, kind="contrastive")
+        for arm, replicates in (("vicreg", 2), ("byol", 3), ("simclr", 1))
+        for run in runs(arm, replicates=replicates)
+    ]
+
+    assert Study((*runs("scratch", SLOW), *made)).best_contrastive(L) == "byol"
+
+
 def test_of_contrastive_arms_that_never_arrive_the_highest_is_best() -> None:
     made = [
         replace(run, kind="contrastive")

@@ -42,7 +42,7 @@ from mim3d.workflows.convergence.trials import (
     pretrain_config,
     subjects_drawn,
     tuning_config,
-    tuning_trial,
+    tuning_trials,
 )
 from mim3d.workflows.finetune import finetune
 from mim3d.workflows.pretrain import pretrain
@@ -241,29 +241,39 @@ class Bench:
 
         Chosen among `rates` by the last checkpoint's Dice on a fifth of the training list, which
         is that of the fold: nobody who judges has part in the choice. It is made with the first
-        label fraction and the fold's first replicate; of equal rates the first is taken.
+        label fraction and the fold's first replicate whose pre-training is alive; of equal rates
+        the first is taken.
 
         Raises:
             Busy: another process is at one of the runs that decide.
+            ConfigError: one of them failed in a way that may be mended.
         """
         if not self.settings.rates:
             return None
         key = rate_key(arm.name, fold)
         if key not in self._rates:
-            dice = {str(lr): self._tuned(arm, fold, lr) for lr in self.settings.rates}
+            trial = self._tuning_trial(arm, fold)
+            dice = {str(lr): self._tuned(arm, trial, lr) for lr in self.settings.rates}
             best = max(self.settings.rates, key=lambda lr: dice[str(lr)])
             rate = Rate(best, dice)
             self._rates[key] = settle_rate(self.out, arm.name, fold, rate, self.reporter)
             self.reporter.say(f"{key}: learning rate {self._rates[key].lr:g}")
         return self._rates[key].lr
 
-    def _tuned(self, arm: Arm, fold: int | None, lr: float) -> float:
-        """Dice of a rate on the inner fold; -1 where the run was given up or never begun."""
-        trial = tuning_trial(arm, fold, self.settings)
-        before = before_of(trial, arm, self.settings)
-        if before is not None and self.pretraining(before).dead is not None:
-            return -1.0
-        init = self._init(before)
+    def _tuning_trial(self, arm: Arm, fold: int | None) -> Trial:
+        """The first by which a rate can be chosen; the fine-tuning that asks is one at least."""
+        for trial in tuning_trials(arm, fold, self.settings):
+            before = before_of(trial, arm, self.settings)
+            dead = None if before is None else self.pretraining(before).dead
+            if dead is None:
+                return trial
+            if dead.startswith(FAILED):
+                raise _untuned(f"no learning rate could be tried: {dead.removeprefix(FAILED)}")
+        raise AssertionError(f"`{arm.name}` has no living pre-training")
+
+    def _tuned(self, arm: Arm, trial: Trial, lr: float) -> float:
+        """Dice of a rate on the inner fold; -1 where the run was given up."""
+        init, fold = self._init(before_of(trial, arm, self.settings)), trial.fold
         config = tuning_config(arm, self.plan.arms[arm.name], trial, init=init, lr=lr)
         name = f"{arm.name}-lr{lr:g}" + ("" if fold is None else f"-fold{fold}")
         folder = self.out / TUNE / name
@@ -271,12 +281,7 @@ class Bench:
             lambda reporter: finetune(config, out=str(folder), reporter=reporter), name
         )
         if dead is not None and dead.startswith(FAILED):
-            raise ConfigError(
-                f"learning rate {lr:g} could not be tried: {dead.removeprefix(FAILED)}",
-                remedy="mend that and type the same command again; a benchmark without "
-                "`convergence.rates` needs another --out",
-                code="tuning",
-            )
+            raise _untuned(f"learning rate {lr:g} could not be tried: {dead.removeprefix(FAILED)}")
         if ended is None:
             return -1.0
         return float(ended["validation"]["validation"]["dice"])
@@ -337,6 +342,15 @@ def last_numbers(ended: Mapping[str, Any]) -> dict[str, float]:
     found = {name: value for look in looks for name, value in look.items()}
     found["loss"] = ended.get("loss")
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _untuned(what: str) -> ConfigError:
+    return ConfigError(
+        what,
+        remedy="mend that and type the same command again; a benchmark without "
+        "`convergence.rates` needs another --out",
+        code="tuning",
+    )
 
 
 def _may_be_mended(record: Record) -> bool:

@@ -115,10 +115,16 @@ def before_of(trial: Trial, arm: Arm, settings: ConvergenceConfig) -> Before | N
     return Before(arm.before, trial.replicate % settings.pretraining_seeds, fold)
 
 
-def tuning_trial(arm: Arm, fold: int | None, settings: ConvergenceConfig) -> Trial:
-    """Whose training list and pre-training a rate is chosen with: the fold's first replicate."""
-    replicate = 0 if fold is None else settings.folds.index(fold)
-    return Trial(arm.name, settings.labels[0], replicate, fold)
+def tuning_trials(arm: Arm, fold: int | None, settings: ConvergenceConfig) -> tuple[Trial, ...]:
+    """Whose training list and pre-training a rate may be chosen with: the fold's replicates.
+
+    The first one whose pre-training is alive is taken: a dead one would choose nothing.
+    """
+    return tuple(
+        Trial(arm.name, settings.labels[0], replicate, fold)
+        for replicate in range(settings.replicates)
+        if fold_of_replicate(settings, replicate) == fold
+    )
 
 
 def leaves_probes_out(settings: ConvergenceConfig) -> bool:
@@ -180,7 +186,7 @@ def check_draws(
     for trial in trials:
         config = arms[trial.arm].finetune
         asked = [replace(config.data, labels=trial.labels, fold=trial.fold)]
-        if settings.rates and trial == tuning_trial(arms[trial.arm], trial.fold, settings):
+        if settings.rates and trial.labels == settings.labels[0]:
             asked.append(replace(asked[0], inner_fold=INNER_FOLD))
         with naming(arms[trial.arm]):
             for data in asked:
@@ -209,12 +215,12 @@ def check_starts(
         ConfigError: the runs are named.
     """
     differing = [
-        f"`{run.name}` (from `{run.before}`, now `{before.name}`)"
+        f"`{run.name}` (from `{run.before}`, now `{starts[0].name}`)"
         for arm in arms
         for run in begun(out, arm.name)
         if run.seed is not None
-        and (before := _start_now(run, arm, settings, rates)) is not None
-        and run.seed != before.seed
+        and (starts := _starts_now(run, arm, settings, rates))
+        and run.seed not in [before.seed for before in starts]
     ]
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -226,17 +232,18 @@ def check_starts(
         )
 
 
-def _start_now(
+def _starts_now(
     run: Begun, arm: Arm, settings: ConvergenceConfig, rates: Container[str]
-) -> Before | None:
-    """The pre-training that a run would begin from today; None where it does not matter."""
+) -> tuple[Before, ...]:
+    """The pre-trainings that a run could begin from today; none where it does not matter."""
+    trials: tuple[Trial, ...] = ()
     if run.replicate is not None:
         fold = fold_of_replicate(settings, run.replicate)
-        return before_of(Trial(arm.name, 0, run.replicate, fold), arm, settings)
-    is_open = rate_key(arm.name, run.fold) not in rates
-    if run.sort == TUNE and is_open and run.fold in (settings.folds or (None,)):
-        return before_of(tuning_trial(arm, run.fold, settings), arm, settings)
-    return None
+        trials = (Trial(arm.name, 0, run.replicate, fold),)
+    elif run.sort == TUNE and rate_key(arm.name, run.fold) not in rates:
+        trials = tuning_trials(arm, run.fold, settings)
+    starts = (before_of(trial, arm, settings) for trial in trials)
+    return tuple(before for before in starts if before is not None)
 
 
 def subjects_drawn(data: DataConfig, replicate: int) -> int:

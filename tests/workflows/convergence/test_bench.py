@@ -329,6 +329,33 @@ def test_each_fold_has_a_rate_of_its_own_that_nobody_who_judges_it_chose(tmp_pat
     assert "for each arm and fold by itself" in about(bench)["learning rate"]
 
 
+def test_a_rate_is_chosen_with_the_first_pre_training_that_is_alive(tmp_path, fakes):
+    fakes.raises["mae-seed0"] = [StoppedError("not finite")]
+    fakes.dice |= {"mae-lr0.001": 0.5, "mae-lr0.01": 0.7}
+    bench = bench_in(tmp_path, rates=(0.001, 0.01), labels=(5,), pretraining_seeds=4)
+
+    records = [bench.make(Trial("mae", 5, replicate, None)) for replicate in range(3)]
+
+    assert [record.why_dead is None for record in records] == [False, True, True]
+    assert [record.lr for record in records[1:]] == [0.01, 0.01]
+    assert read_plan(tmp_path).rates["mae"].dice == {"0.001": 0.5, "0.01": 0.7}
+    tried = fakes.configs["mae-lr0.001"]
+    assert (tried.training.seed, tried.init) == (1, str(tmp_path / "pretrain" / "mae-seed1"))
+    assert sum("-lr" in name for name in fakes.begun) == 2
+
+
+def test_no_rate_is_settled_where_the_pre_training_may_be_mended(tmp_path, fakes):
+    fakes.raises["mae-seed0"] = [UserError("the case is damaged")]
+    fakes.dice |= {"mae-lr0.001": 0.5, "mae-lr0.01": 0.7}
+    settings = {"rates": (0.001, 0.01), "labels": (5,), "pretraining_seeds": 4}
+
+    with pytest.raises(ConfigError, match="no learning rate could be tried: the case is dam"):
+        bench_in(tmp_path, **settings).make(Trial("mae", 5, 1, None))
+    assert not read_plan(tmp_path).rates
+
+    assert bench_in(tmp_path, **settings).make(Trial("mae", 5, 1, None)).lr == 0.01
+
+
 def test_a_rate_that_could_not_be_tried_says_what_helps(tmp_path, fakes):
     fakes.raises["scratch-lr0.001"] = [UserError("the case is damaged")]
 
