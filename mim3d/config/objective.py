@@ -15,7 +15,8 @@ class ContrastConfig:
     """What the objectives that compare views of a crop share, and what each weighs."""
 
     min_overlap: float = 0.6
-    """Smallest share of a crop's voxels that both views see, 0 to 1; 1 is the same place."""
+    """Smallest share of a crop's voxels that both views see, 0 to 1; 1 is the same place. Counted
+    before the crops are rotated and zoomed."""
     projector_width: int = 512
     """Width of the projector's inner layers, and of the predictor's."""
     projector_depth: int = 2

@@ -220,7 +220,7 @@ class ConvergenceConfig:
     """Config of the fine-tuning, the same for every arm."""
     store: str | None = None
     """Folder made by `mim3d prepare`; none takes the store of those two configs."""
-    labels: tuple[int | float, ...] = (0.05, 0.1, 0.25, 1.0)
+    labels: tuple[int | float, ...] = (0.05, 0.1, 0.25, 0.5, 1.0)
     """Labelled subjects, as fractions (`0.1`) or numbers (`5`); nested within a replicate."""
     replicates: int = 3
     """Fine-tunings of each arm; they differ in which subjects have labels, in initialisation and in

@@ -21,6 +21,8 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.randomness import generator
 
 FOLDS = 5
+EMPTY_FOLD = "empty-fold"
+"""Code of the error that nobody is in a fold."""
 LEAST_SUBJECTS = 2
 """Fewest subjects a fraction of labels gives."""
 
@@ -233,7 +235,7 @@ def _judging_subjects(store: Store, data: DataConfig, targets: tuple[str, ...]) 
             "labels",
             where=str(store.path),
             remedy=f"folds with subjects: {_filled(labelled)}",
-            code="empty-fold",
+            code=EMPTY_FOLD,
         )
     return judging
 
@@ -253,7 +255,7 @@ def _choosing_subjects(store: Store, data: DataConfig, targets: tuple[str, ...])
             f"{len(ordered)} subjects with labels",
             where=str(store.path),
             remedy="use `--data.inner_fold 0`" if len(ordered) > 1 else None,
-            code="empty-fold",
+            code=EMPTY_FOLD,
         )
     return choosing
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mim3d.config.data import AugmentationConfig
 from mim3d.config.objective import PretextConfig
 from mim3d.config.verbs import PretrainConfig
 from mim3d.config.writing import to_mapping
@@ -158,6 +159,12 @@ def pretrain(
         )
         if feed.reuse is not None:
             reporter.say(feed.reuse)
+        if task.needs.views > 1 and config.augmentation == AugmentationConfig():
+            reporter.warn(
+                "every `augmentation` is off, so that the two views of a case differ in place "
+                "alone: tasks that compare views are made for changes of shape and intensity too, "
+                "as those of the recipe `hippocampus`"
+            )
         done = fit(
             task,
             feed,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mim3d.config.data import DataConfig
+from mim3d.config.data import AugmentationConfig, DataConfig
 from mim3d.config.encoder import EncoderConfig
 from mim3d.config.objective import PretextConfig, ProbesConfig, TeacherConfig
 from mim3d.config.reading import read_config
@@ -75,6 +75,38 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = PrepareConfig(PreparationConfig(workers=0))
     prepare(str(folder / "cohort"), out=str(folder / "store"), config=settings, reporter=Silent())
     return folder / "store"
+
+
+class Warned(Silent):
+    """Keeps what a user is warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(
+    ("task", "noise", "expected"), [("simclr", 0.0, 1), ("simclr", 0.1, 0), ("mae", 0.0, 0)]
+)
+def test_views_that_differ_in_place_alone_are_warned_of(
+    store: Path, tmp_path: Path, task: Any, noise: float, expected: int
+) -> None:
+    config = PretrainConfig(
+        data=DataConfig(store=str(store), crop_size=(16, 16, 12)),
+        augmentation=AugmentationConfig(noise=noise),
+        encoder=EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 4)),
+        objective=PretextConfig(name=task, decoder_width=24, decoder_depth=1, decoder_heads=2),
+        training=TrainingConfig(steps=1, batch_size=2, pictures_every=0, threads=1, device="cpu"),
+        probes=ProbesConfig(every=0),
+    )
+    reporter = Warned()
+
+    pretrain.pretrain(config, out=str(tmp_path / "run"), reporter=reporter)
+
+    said = [text for text in reporter.warnings if "every `augmentation` is off" in text]
+    assert len(said) == expected
 
 
 def test_a_run_goes_on_with_the_store_it_began_with_alone(store: Path, tmp_path: Path) -> None:

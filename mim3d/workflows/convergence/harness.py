@@ -12,6 +12,7 @@ from pathlib import Path
 from mim3d.config.verbs import ConvergenceConfig
 from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.foundation.lock import held
 from mim3d.foundation.reporting import Reporter, duration
 from mim3d.training.fabric import processes
 from mim3d.workflows.convergence.arms import Arm, read_arms, reference_of
@@ -29,6 +30,7 @@ from mim3d.workflows.convergence.trials import (
 )
 from mim3d.workflows.result import Result
 
+REPORT_LOCK = "report.lock"
 BUSY_WAIT_SECONDS = 2.0
 """Between two looks at runs that other processes hold."""
 
@@ -131,30 +133,37 @@ def report(bench: Bench, trials: Sequence[Trial]) -> Result:
     """
     from mim3d.workflows.convergence.report import write_report
 
-    # Whom an arm is compared with is the report's business, which may be changed afterwards.
-    records = [
+    folder = Path(bench.settings.report or bench.out)
+    if not any(bench.record_path(trial).is_file() for trial in trials):
+        facts = {"done": 0, "missing": len(trials), "out": str(bench.out), "report": str(folder)}
+        return Result(text="no fine-tuning is done yet", facts=facts)
+    folder.mkdir(parents=True, exist_ok=True)
+    # From reading to writing, so that of two commands the later one has read more.
+    with held(folder, REPORT_LOCK):
+        records = _records(bench, trials)
+        files = write_report(
+            records,
+            folder,
+            about=about(bench),
+            arms=tuple(bench.arms),
+            reference=reference_of(bench.arms.values()),
+        )
+    missing = len(trials) - len(records)
+    facts = {
+        "done": len(records), "missing": missing, "out": str(bench.out), "report": str(folder),
+    }  # fmt: skip
+    table = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
+    last = f"\n\n{missing} of {len(trials)} fine-tunings are missing" if missing else ""
+    return Result(text=table.rstrip() + last, facts=facts, files=files)
+
+
+def _records(bench: Bench, trials: Sequence[Trial]) -> list[Record]:
+    """All that is there; whom an arm is compared with may be changed after it was run."""
+    return [
         replace(record, against=bench.arms[trial.arm].against)
         for trial in trials
         if (record := bench.record_of(trial)) is not None
     ]
-    missing = len(trials) - len(records)
-    folder = Path(bench.settings.report or bench.out)
-    facts = {
-        "done": len(records), "missing": missing, "out": str(bench.out), "report": str(folder),
-    }  # fmt: skip
-    if not records:
-        return Result(text="no fine-tuning is done yet", facts=facts)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = write_report(
-        records,
-        folder,
-        about=about(bench),
-        arms=tuple(bench.arms),
-        reference=reference_of(bench.arms.values()),
-    )
-    table = next(file for file in files if file.suffix == ".md").read_text(encoding="utf-8")
-    last = f"\n\n{missing} of {len(trials)} fine-tunings are missing" if missing else ""
-    return Result(text=table.rstrip() + last, facts=facts, files=files)
 
 
 def about(bench: Bench) -> dict[str, str | int | float | bool]:

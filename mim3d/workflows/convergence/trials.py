@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import contextlib
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mim3d.config.data import DataConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
-from mim3d.data.splits import training_cases, validation_cases
+from mim3d.data.splits import EMPTY_FOLD, training_cases, validation_cases
 from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.shard import Shard
 from mim3d.workflows.assembly import store_of
@@ -188,7 +189,7 @@ def check_draws(
         asked = [replace(config.data, labels=trial.labels, fold=trial.fold)]
         if settings.rates and trial.labels == settings.labels[0]:
             asked.append(replace(asked[0], inner_fold=INNER_FOLD))
-        with naming(arms[trial.arm]):
+        with naming(arms[trial.arm]), _folds_named(config.data, settings):
             for data in asked:
                 subjects_drawn(data, trial.replicate)
                 if not validation_cases(store_of(data), data):
@@ -198,6 +199,32 @@ def check_draws(
                         remedy="set `convergence.folds`, for example `[0, 1, 2, 3, 4]`",
                         code="no-validation",
                     )
+
+
+@contextlib.contextmanager
+def _folds_named(data: DataConfig, settings: ConvergenceConfig) -> Iterator[None]:
+    """Where a fold of the benchmark is empty in this block, the error has the line that works."""
+    try:
+        yield
+    except UserError as error:
+        filled = [fold for fold in settings.folds if _judges(replace(data, fold=fold))]
+        if error.code == EMPTY_FOLD and filled and len(filled) < len(settings.folds):
+            rounds = max(1, settings.replicates // len(settings.folds))
+            error.remedy = (
+                f"take those that have subjects: `--convergence.folds "
+                f"{','.join(map(str, filled))} --convergence.replicates {rounds * len(filled)}`"
+            )
+        raise
+
+
+def _judges(data: DataConfig) -> bool:
+    """Whether a fold has a subject."""
+    try:
+        return bool(validation_cases(store_of(data), data))
+    except UserError as error:
+        if error.code == EMPTY_FOLD:
+            return False
+        raise
 
 
 def check_starts(

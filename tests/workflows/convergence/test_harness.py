@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,11 +17,14 @@ from mim3d.cli.main import main
 from mim3d.config.nodes import load
 from mim3d.config.reading import read_config
 from mim3d.config.verbs import BenchmarkConfig
+from mim3d.data.splits import fold_of
+from mim3d.data.store import open_store
 from mim3d.evaluation.convergence import Record
 from mim3d.foundation.errors import ConfigError, ExitCode, Interrupted, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.workflows.benchmark import benchmark
 from mim3d.workflows.convergence import bench, follows, harness
+from mim3d.workflows.convergence import report as written
 
 ARMS = """\
   scratch: {}
@@ -162,6 +166,52 @@ def test_two_shards_give_the_records_of_one_process(whole, source, tmp_path):
     run(source, tmp_path, shard="1/2")
 
     assert records(tmp_path) == records(whole)
+
+
+def test_a_report_is_read_and_written_while_no_other_command_does(
+    whole, source, tmp_path, monkeypatch
+):
+    """Of two shards that end together, the one that read less could write last."""
+    copytree(whole, tmp_path / "out")
+    said, locked = [], []
+
+    @contextlib.contextmanager
+    def held(folder, name):
+        with real_held(folder, name) as lock:
+            locked.append(folder / name)
+            yield lock
+        locked.clear()
+
+    def noted(what, real):
+        def call(*args, **settings):
+            said.append((what, (tmp_path / "out" / harness.REPORT_LOCK).is_file(), len(locked)))
+            return real(*args, **settings)
+
+        return call
+
+    real_held = harness.held
+    monkeypatch.setattr(harness, "held", held)
+    monkeypatch.setattr(harness, "_records", noted("read", harness._records))
+    monkeypatch.setattr(written, "write_report", noted("write", written.write_report))
+
+    run(source, tmp_path / "out")
+
+    assert said == [("read", True, 1), ("write", True, 1)]
+    assert not (tmp_path / "out" / harness.REPORT_LOCK).exists()
+
+
+def test_an_empty_fold_is_refused_with_the_line_that_works(tmp_path):
+    store = make_store(tmp_path, subjects=6)
+    source = write_benchmark(tmp_path, store, ARMS)
+    there = open_store(store)
+    filled = sorted({fold_of(there.subject(case)) for case in there.cases})
+    assert 0 < len(filled) < 5
+
+    with pytest.raises(UserError, match="of 5 is empty") as caught:
+        run(source, tmp_path / "out", folds=(0, 1, 2, 3, 4), replicates=10, dry_run=True)
+
+    line = f"--convergence.folds {','.join(map(str, filled))} --convergence.replicates "
+    assert line + f"{2 * len(filled)}`" in caught.value.remedy
 
 
 def test_two_processes_at_once_give_the_records_of_one(whole, store, tmp_path):
