@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from small_benchmark import make_store
 from training_logs import write_log
 
+from mim3d.config.data import DataConfig
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, ProbesConfig
+from mim3d.config.training import TrainingConfig
+from mim3d.config.verbs import PretrainConfig
+from mim3d.data.splits import pretraining_cases
+from mim3d.data.store import open_store
+from mim3d.foundation.reporting import Silent
+from mim3d.models.vit import VolumeViT
+from mim3d.workflows.convergence import health as module
 from mim3d.workflows.convergence.health import (
+    embedding_health,
     last_levels,
     why_collapsed,
     why_hopeless,
     why_unlearnt,
 )
+from mim3d.workflows.pretrain import pretrain
+from mim3d.workflows.run_weights import encoder_of, start_from
 
 
 @pytest.mark.parametrize(
@@ -75,3 +92,65 @@ def test_a_pre_training_that_knows_nothing_of_its_task_is_told_of(levels, why):
 def test_a_dice_below_a_hundredth_is_hopeless():
     assert why_hopeless(0.0099) == "Dice 0.0099 after the last step"
     assert why_hopeless(0.01) is None
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[PretrainConfig, Path]:
+    """A short pre-training, whose crops are whole volumes: there is nothing to draw."""
+    folder = tmp_path_factory.mktemp("health")
+    config = PretrainConfig(
+        data=DataConfig(store=str(make_store(folder)), crop_size=(22, 18, 14)),
+        encoder=EncoderConfig(width=24, depth=2, heads=2, patch=(4, 4, 4)),
+        objective=PretextConfig(decoder_width=24, decoder_depth=1, decoder_heads=2),
+        training=TrainingConfig(
+            steps=2, batch_size=3, pictures_every=0, threads=1, device="cpu", precision="fp32"
+        ),
+        probes=ProbesConfig(every=0),
+    )
+    pretrain(config, out=str(folder / "run"), reporter=Silent())
+    return config, folder / "run"
+
+
+def test_health_is_that_of_the_pooled_features_of_crops_of_all_cases(trained, monkeypatch):
+    config, run = trained
+    store = open_store(config.data.store)
+    cases = pretraining_cases(store, config.data, config.training.seed)
+    monkeypatch.setattr(module, "PROBE_CROPS", len(cases))
+
+    found = embedding_health(config, run)
+
+    encoder = VolumeViT(encoder_of(run)).eval()
+    start_from(encoder, str(run), "last", Silent())
+    rows = []
+    for case in cases:
+        with store.open(case) as there:
+            assert there.shape[1:] == config.data.crop_size
+            voxels = torch.from_numpy(there.read_normalised((0, 0, 0), there.shape[1:]))[None]
+            spacing = torch.tensor([there.spacing_mm])
+        with torch.no_grad():
+            states = encoder(voxels, spacing)
+        rows.append(states.tokens[0].double().mean(0).numpy())
+    z = np.stack(rows)
+    p = np.linalg.svd(z, compute_uv=False)
+    p = p / p.sum() + 1e-7
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    cosines = [unit[i] @ unit[j] for i in range(len(z)) for j in range(len(z)) if i != j]
+    assert found["crops_rank"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-4)
+    assert found["crops_spread"] == pytest.approx(unit.std(0, ddof=1).mean() * 24**0.5, rel=1e-3)
+    assert found["crops_cosine"] == pytest.approx(np.mean(cosines), rel=1e-5)
+
+
+def test_an_encoder_that_sees_no_voxel_is_collapsed(trained, monkeypatch):
+    config, run = trained
+
+    def blind(encoder: VolumeViT, *where: object) -> None:
+        start_from(encoder, *where)  # type: ignore[arg-type]
+        with torch.no_grad():
+            encoder.embedding.projection.weight.zero_()  # type: ignore[union-attr]
+
+    monkeypatch.setattr(module, "start_from", blind)
+
+    health = embedding_health(config, run)
+
+    assert health["crops_cosine"] == pytest.approx(1, abs=1e-5)
+    assert (why_collapsed(health) or "").startswith("collapsed: effective rank 1.0")
