@@ -207,13 +207,13 @@ def _budget(arms: Iterable[Arm], settings: ConvergenceConfig) -> str:
 
 def _rates(settings: ConvergenceConfig) -> str:
     listed = ", ".join(f"{rate:g}" for rate in settings.rates)
-    each, whose, replicate = "each arm", "the training list", "replicate 0"
+    each, whose, replicate = "each arm", "the training list", "the first replicate"
     if settings.folds:
         each, whose = "each arm and fold", "the fold's own training list"
         replicate = "the fold's first replicate"
     return (
         f"of {listed}, for {each} by itself by its last checkpoint's Dice on a fifth of {whose}, "
-        f"with labels {settings.labels[0]} and {replicate}"
+        f"with labels {settings.labels[0]} and {replicate} whose pre-training is alive"
     )
 
 

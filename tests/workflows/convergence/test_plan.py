@@ -478,6 +478,6 @@ def test_ablations_of_the_same_recipes_can_share_a_folder_of_runs(costs, monkeyp
 
         plans[recipe] = make_plan(matrix, settings, before, lambda arm: [f"{arm}-labels0.1-0"])
 
-    assert len(plans) == 2
+    assert len(plans) == 3  # patches of 4, of 8, and the mouse
     assert all("mae" in names for names in shared if names)
     assert sum(map(bool, shared)) == len(shared) - len(plans)
