@@ -12,9 +12,12 @@ from mim3d.data.augment import normals
 from mim3d.data.batch import CropBatch
 from mim3d.foundation.errors import ConfigError
 from mim3d.models.blocks import initialise
+from mim3d.models.hidden_states import HiddenStates
 from mim3d.models.patch_head import head_for
 from mim3d.models.vit import VolumeViT
 from mim3d.objectives.base import Moment, Outcome
+from mim3d.objectives.heads import crop_features
+from mim3d.objectives.health import embedding_logs
 from mim3d.objectives.masked import Masked
 from mim3d.objectives.questions import Question, ask
 from mim3d.tokens.gather import gather
@@ -45,15 +48,17 @@ class Autoencoder(Masked):
     def forward(  # type: ignore[override]  # of one size: `needs` asks for no more
         self, batch: CropBatch, moment: Moment
     ) -> Outcome:
-        """The error of all voxels, averaged by weight.
+        """The error of all voxels, averaged by weight; logs signs of life of the pooled features.
 
         Args:
             batch: crops; labels are not looked at.
             moment: where it takes place; noise follows from it and from the crops' ids.
         """
         question, shown = self.question(batch, moment), self.shown(batch, moment)
-        outcome = self.judged(self.predict(shown, question), question, batch, moment)
+        states = self._states(shown)
+        outcome = self.judged(self._read(states, question), question, batch, moment)
         logs = {name: outcome.logs[name] for name in ("loss", "mean_predictor")}
+        logs |= embedding_logs(crop_features(states))
         if outcome.pictures is None:
             return replace(outcome, logs=logs)
         return replace(outcome, logs=logs, pictures={**outcome.pictures, "masked": _seen(shown)})
@@ -70,7 +75,15 @@ class Autoencoder(Masked):
 
     def predict(self, batch: CropBatch, question: Question) -> Tensor:
         """Patches of the crop that is meant, `b q p`, from the crop that is shown."""
-        states = self.encoder(batch.voxels, batch.spacing_mm, valid=batch.valid, taps=self._taps)
+        return self._read(self._states(batch), question)
+
+    def _states(self, batch: CropBatch) -> HiddenStates:
+        states: HiddenStates = self.encoder(
+            batch.voxels, batch.spacing_mm, valid=batch.valid, taps=self._taps
+        )
+        return states
+
+    def _read(self, states: HiddenStates, question: Question) -> Tensor:
         patches: Tensor = self.head(gather(self.last(states), question.index))
         return patches
 

@@ -168,12 +168,23 @@ def test_pictures_show_the_crop_what_was_seen_of_it_and_every_voxel_as_it_was_gi
 
 @pytest.mark.parametrize(("name", "loss"), [("autoencoder", 2.01697), ("denoising", 2.00807)])
 def test_losses_on_fixed_inputs_are_what_they_were(name, loss):
-    outcome = task(name)(batch(), moment())
+    made = task(name)
+
+    outcome = made(batch(), moment())
 
     assert outcome.loss.item() == pytest.approx(loss, abs=1e-4)
-    assert set(outcome.logs) == {"loss", "mean_predictor"}
+    assert set(outcome.logs) == {"loss", "mean_predictor", "rank", "spread", "cosine"}
     mean = batch().voxels.var(unbiased=False).item()
     assert outcome.logs["mean_predictor"].item() == pytest.approx(mean, rel=1e-5)
+    shown = made.shown(batch(), moment())
+    with torch.no_grad():
+        tokens = made.encoder(shown.voxels, shown.spacing_mm, valid=shown.valid).tokens
+    one, two = tokens.mean(dim=1).double().numpy()
+    cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+    assert outcome.logs["cosine"].item() == pytest.approx(cosine, abs=1e-5)
+    p = np.linalg.svd(np.stack([one, two]), compute_uv=False)
+    p = p / p.sum() + 1e-7
+    assert outcome.logs["rank"].item() == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -192,6 +203,7 @@ def test_two_crops_are_learnt_by_heart(name):
     # A token has 24 numbers for 64 voxels, so that it cannot be 0.
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
     assert np.mean(losses[-5:]) < 0.6 * outcome.logs["mean_predictor"].item()
+    assert outcome.logs["rank"].item() > 1.2  # of two crops: no collapse
 
 
 def test_every_trained_parameter_gets_a_gradient_with_and_without_the_final_norm():
