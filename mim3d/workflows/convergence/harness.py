@@ -139,7 +139,7 @@ def report(bench: Bench, trials: Sequence[Trial]) -> Result:
         return Result(text="no fine-tuning is done yet", facts=facts)
     folder.mkdir(parents=True, exist_ok=True)
     # From reading to writing, so that of two commands the later one has read more.
-    with held(folder, REPORT_LOCK):
+    with held(folder, REPORT_LOCK, tell=bench.reporter.say):
         records = _records(bench, trials)
         files = write_report(
             records,

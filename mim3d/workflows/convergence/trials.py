@@ -207,8 +207,10 @@ def _folds_named(data: DataConfig, settings: ConvergenceConfig) -> Iterator[None
     try:
         yield
     except UserError as error:
+        if error.code != EMPTY_FOLD:
+            raise
         filled = [fold for fold in settings.folds if _judges(replace(data, fold=fold))]
-        if error.code == EMPTY_FOLD and filled and len(filled) < len(settings.folds):
+        if filled and len(filled) < len(settings.folds):
             rounds = max(1, settings.replicates // len(settings.folds))
             error.remedy = (
                 f"take those that have subjects: `--convergence.folds "

@@ -176,8 +176,8 @@ def test_a_report_is_read_and_written_while_no_other_command_does(
     said, locked = [], []
 
     @contextlib.contextmanager
-    def held(folder, name):
-        with real_held(folder, name) as lock:
+    def held(folder, name, *, tell):
+        with real_held(folder, name, tell=tell) as lock:
             locked.append(folder / name)
             yield lock
         locked.clear()
