@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -66,3 +67,17 @@ def without_curve(run: Record, why: str) -> Record:
     """The run as one that broke down."""
     return replace(run, steps=(), cases=(), case_subjects=(), dice=(), zeroed=None,
                    zeroed_cases=None, dead=why)  # fmt: skip
+
+
+SLOW = partial(rising, speed=0.5)
+"""Half the speed of `rising`; on a grid that doubles, the same curve one point later."""
+L = "0.1"
+"""The label fraction of `record`."""
+
+
+def runs(
+    arm: str, curve: object = rising, replicates: int = 3, **settings: object
+) -> tuple[Record, ...]:
+    """An arm's replicates, which differ in their noise alone."""
+    make = partial(record, arm, curve, **settings)  # type: ignore[arg-type]
+    return tuple(make(replicate=place) for place in range(replicates))
