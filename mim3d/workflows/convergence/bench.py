@@ -156,7 +156,7 @@ class Bench:
         steps, cases = tuple(sorted(looks)), tuple(sorted(subjects))
         dice = tuple(tuple(looks[step][case] for case in cases) for step in steps)
         if dead is None:
-            dead = why_hopeless(sum(dice[-1]) / max(len(cases), 1))
+            dead = why_hopeless(dice[-1])
         zeroed: dict[str, float] = curve.get("zeroed", {})
         data = replace(arm.finetune.data, labels=trial.labels, fold=trial.fold)
         numbers = (ended or {}).get("validation", {}).get("validation", {})

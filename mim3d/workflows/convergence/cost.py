@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,17 +15,24 @@ from mim3d.config.objective import PretextConfig
 from mim3d.config.plan import FinetunePlanConfig, PretrainPlanConfig
 from mim3d.config.verbs import FinetuneConfig, PretrainConfig
 from mim3d.config.writing import to_mapping
-from mim3d.data.splits import validation_cases
+from mim3d.data.batch import BatchNeeds
+from mim3d.data.feed import make_feed
+from mim3d.data.splits import pretraining_cases, training_cases, validation_cases
 from mim3d.data.store import open_store
 from mim3d.inference.windows import window_starts
 from mim3d.objectives.masks import ratio_range
 from mim3d.training.fabric import choose_device, choose_precision, float32_matmul, threads
+from mim3d.workflows.assembly import store_of
 from mim3d.workflows.plan.facts import traced
 from mim3d.workflows.plan.measure import RealStep, synthetic_batch
 from mim3d.workflows.plan.subject import Subject, subject_of
+from mim3d.workflows.plan.trace import without_content
 
 TIMED_STEPS = 3
 """After one that is not counted; the median is taken."""
+FEED_CASES = 8
+"""From which the feed is timed: as many as tell volumes of a cohort apart, and few to load."""
+Clock = Callable[[], float]
 FORWARD_SHARE = 1 / 3
 """What a forward pass is of a step of training: the backward pass has two products for each of its
 own."""
@@ -37,7 +45,7 @@ class StepCost:
     Args:
         flop: of all ops of forward and backward pass, accumulation included. What runs without
             gradient, such as a teacher, counts once, as it is done once.
-        seconds: on this machine, without the feed.
+        seconds: on this machine, with the crops that it waits for.
     """
 
     flop: float
@@ -76,14 +84,59 @@ def step_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
     subject = subject_of(_planned(config))
     training = config.training
     device = choose_device(training.device)
+    clock = _clock(device, training.threads)
     precision = choose_precision(training.precision, device)
     crops = max(1, training.batch_size // training.accumulation)
     trace = traced(subject, crops, precision, is_cpu=device.type != "cuda")
     kinds = [replace(subject, build=build) for build in subject.build.kinds]
     with threads(training.threads), float32_matmul(training.float32_matmul):
-        each = [_seconds(kind, crops, precision, device) for kind in kinds]
+        each = [_seconds(kind, crops, precision, device, clock) for kind in kinds]
+        fed = feed_seconds(config, without_content(subject.build).needs, device, clock)
     steps = training.accumulation * (1 + looks * FORWARD_SHARE)
-    return StepCost(trace.flop * steps, sum(each) / len(each) * steps)
+    own = sum(each) / len(each) * steps
+    # Worker processes make crops while a step computes; without them it waits for all of them.
+    seconds = max(own, fed / config.data.workers) if config.data.workers else own + fed
+    return StepCost(trace.flop * steps, seconds)
+
+
+def feed_seconds(
+    config: PretrainConfig | FinetuneConfig,
+    needs: BatchNeeds,
+    device: torch.device,
+    clock: Clock,
+) -> float:
+    """What the crops of a step take one process: read, cut, augmented, as training would have them.
+
+    The first step, for which volumes are loaded, does not count.
+
+    Args:
+        config: whose store, crops and augmentation; without a store it is 0.
+        needs: of the task.
+        device: of the training.
+        clock: by which it is timed.
+    """
+    if config.data.store is None and not config.data.stores:
+        return 0.0
+    data = replace(config.data, workers=0, window_cases=None, max_crops_per_visit=None,
+                   labels=None, subjects=None)  # fmt: skip
+    is_pretraining = isinstance(config, PretrainConfig)
+    store = store_of(data, several=is_pretraining)
+    cases = (pretraining_cases if is_pretraining else training_cases)(store, data, 0)
+    feed = make_feed(
+        store,
+        cases[:: max(1, len(cases) // FEED_CASES)],
+        data=data,
+        augmentation=config.augmentation,
+        needs=needs,
+        batch_size=config.training.batch_size,
+        seed=0,
+        device=device,
+    )
+    batches = feed.batches(0, 1 + TIMED_STEPS, accumulation=config.training.accumulation)
+    seconds = _median_seconds(lambda _: next(batches), device, clock)
+    for _ in batches:  # to its end, where it lets go of the volumes
+        pass
+    return seconds
 
 
 def _with_middle_ratio(objective: PretextConfig) -> PretextConfig:
@@ -104,19 +157,30 @@ def _planned(config: PretrainConfig | FinetuneConfig) -> PretrainPlanConfig | Fi
     return FinetunePlanConfig(**values)
 
 
-def _seconds(subject: Subject, crops: int, precision: str, device: torch.device) -> float:
-    """Of a real step on synthetic crops, in this process's own time where it has one thread."""
+def _clock(device: torch.device, said: int | None) -> Clock:
+    """This process's own time where it has one thread, so that other work does not count."""
+    count = said or torch.get_num_threads()
+    return time.process_time if device.type == "cpu" and count == 1 else time.perf_counter
+
+
+def _seconds(
+    subject: Subject, crops: int, precision: str, device: torch.device, clock: Clock
+) -> float:
+    """Of a real step on synthetic crops."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         task = subject.build()
     step = RealStep(task.train().to(device), subject.optim, precision)
     batch = synthetic_batch(subject, crops, task.needs.views).to(device)
-    own = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if own else time.perf_counter
+    return _median_seconds(lambda number: step(batch, number), device, clock)
+
+
+def _median_seconds(work: Callable[[int], Any], device: torch.device, clock: Clock) -> float:
+    """Of `TIMED_STEPS` times, after one that is not counted."""
     times = []
     for number in range(1 + TIMED_STEPS):
         began = clock()
-        step(batch, number)
+        work(number)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(clock() - began)

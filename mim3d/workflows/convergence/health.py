@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,10 +147,15 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def why_hopeless(last_dice: float) -> str | None:
+def why_hopeless(last_dice: Sequence[float]) -> str | None:
     """Why a fine-tuning has learned nothing, or unlearned what it began with; None for a sound one.
 
+    A case where nothing is and nothing is predicted has a Dice of exactly 1: it tells nothing.
+
     Args:
-        last_dice: at its end; a linear start may be far above it before the first step.
+        last_dice: of each case at its end; a linear start may be far above it before the first
+            step.
     """
-    return None if last_dice >= LEAST_DICE else f"Dice {last_dice:.4f} after the last step"
+    telling = [dice for dice in last_dice if dice < 1]
+    mean = sum(telling) / len(telling) if telling else 1.0
+    return None if mean >= LEAST_DICE else f"Dice {mean:.4f} after the last step"

@@ -30,7 +30,7 @@ class Cost:
     Args:
         steps: optimiser updates.
         flop_a_step: counted.
-        seconds_a_step: on the machine that planned, without the feed.
+        seconds_a_step: on the machine that planned, with the crops that it waits for.
     """
 
     steps: int

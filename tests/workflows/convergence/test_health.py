@@ -90,8 +90,13 @@ def test_a_pre_training_that_knows_nothing_of_its_task_is_told_of(levels, why):
 
 
 def test_a_dice_below_a_hundredth_is_hopeless():
-    assert why_hopeless(0.0099) == "Dice 0.0099 after the last step"
-    assert why_hopeless(0.01) is None
+    assert why_hopeless([0.0, 0.0198]) == "Dice 0.0099 after the last step"
+    assert why_hopeless([0.0, 0.02]) is None
+
+
+def test_cases_without_anything_to_find_do_not_make_a_network_that_finds_nothing_sound():
+    assert why_hopeless([1.0, 0.0, 1.0, 0.003]) == "Dice 0.0015 after the last step"
+    assert why_hopeless([1.0, 1.0]) is None  # every case is as it should be
 
 
 @pytest.fixture(scope="module")
