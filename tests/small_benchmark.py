@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from mim3d.config.verbs import PreparationConfig, PrepareConfig
+from mim3d.config.reading import read_config
+from mim3d.config.verbs import BenchmarkConfig, PreparationConfig, PrepareConfig
 from mim3d.data.phantom import PhantomRule, make_cohort
-from mim3d.foundation.reporting import Silent
+from mim3d.foundation.reporting import Reporter, Silent
+from mim3d.workflows.benchmark import benchmark
 from mim3d.workflows.prepare import prepare
+from mim3d.workflows.result import Result
 
 SHAPE = (22, 18, 14)
 PRETRAIN = """
@@ -25,6 +29,12 @@ inference: {overlap: 0}
 optim: {lr: 0.002}
 training: {steps: 12, batch_size: 2, precision: fp32, checkpoint_every: 6}
 """
+ARMS = """\
+  scratch: {}
+  mae: {pretrain: {}}
+  simmim: {pretrain: {objective: {name: simmim}}}
+"""
+TIMES = ("seconds",)
 
 
 def make_store(folder: Path, subjects: int = 12) -> Path:
@@ -56,3 +66,29 @@ def write_benchmark(folder: Path, store: Path | str, arms: str, **settings: obje
     path = folder / "convergence.yaml"
     path.write_text(f"convergence:\n{lines}arms:\n{arms}")
     return path
+
+
+def run(
+    source: Path,
+    out: Path,
+    reporter: Reporter | None = None,
+    dry_run: bool = False,
+    **settings: object,
+) -> Result:
+    """Runs a benchmark, or what of it is not there; settings are of `convergence`."""
+    given = {f"convergence.{key}": value for key, value in settings.items()}
+    config = read_config(source, BenchmarkConfig, given)
+    return benchmark("convergence", source=str(source), out=str(out), config=config,
+                     reporter=reporter or Silent(), dry_run=dry_run)  # fmt: skip
+
+
+def records(out: Path) -> dict[str, dict]:
+    """What the records say, without what a clock said."""
+    found = {}
+    for path in sorted((out / "records").glob("*.json")):
+        content = json.loads(path.read_text())
+        for part in filter(None, (content, content["pretraining"])):
+            for name in TIMES:
+                part.pop(name)
+        found[path.stem] = content
+    return found

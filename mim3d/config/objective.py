@@ -244,7 +244,8 @@ class ProbesConfig:
     """Steps between two looks; 0 is never, none is ten times in a run."""
     subjects: int = 12
     """Labelled subjects of the training list, whose crops are looked at: two thirds to fit the
-    probes, one third to score them. Without labels only rank and reconstruction are looked at."""
+    probes, one third to score them. With 0, or without labels, only rank and reconstruction are
+    looked at."""
     crops: int = 24
     """Crops in all; fewer where they are so large that 256 MiB do not hold them."""
     neighbours: int = 10

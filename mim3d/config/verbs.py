@@ -232,7 +232,7 @@ class ConvergenceConfig:
     """Replicate i is judged on one of these folds of 5 in turn; empty is the validation list."""
     pretrain_per_fold: bool = False
     """Pre-training does not see the volumes of the fold that judges either. Without it and with
-    `folds`, pre-training has no probes, which would read labels of who judges."""
+    `folds`, pre-training has no probes of labels, which would be those of who judges."""
     budget: Literal["flop", "steps", "seconds"] = "flop"
     """What every pre-training spends as much of as that of `budget_arm`; an arm may say another
     `budget` of its own. One that sets `training.steps` of its pre-training itself keeps them."""

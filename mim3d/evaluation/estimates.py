@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +67,12 @@ class Estimate:
     def as_json(self) -> dict[str, Any]:
         """The fields."""
         return dict(vars(self))
+
+    def within(self, least: float, most: float) -> Estimate:
+        """The same with an interval that goes no further than the number can."""
+        low = None if self.low is None else max(self.low, least)
+        high = None if self.high is None else min(self.high, most)
+        return replace(self, low=low, high=high)
 
     def excludes(self, number: float) -> bool:
         """Whether the number lies outside the interval."""

@@ -77,7 +77,11 @@ class Study(Runs):
     def final(self, arm: str, labels: str) -> Estimate | None:
         """Dice at the arm's last step."""
         return self._estimate(
-            labels, (arm,), lambda curves: Ranges.exact(curves[0][:, -1]), what="final"
+            labels,
+            (arm,),
+            lambda curves: Ranges.exact(curves[0][:, -1]),
+            what="final",
+            within=(0.0, 1.0),
         )
 
     def difference(self, arm: str, other: str, labels: str) -> Estimate | None:
@@ -87,6 +91,7 @@ class Study(Runs):
             (arm, other),
             lambda curves: Ranges.exact(curves[0][:, -1] - curves[1][:, -1]),
             what="difference",
+            within=(-1.0, 1.0),
         )
 
     def area(self, arm: str, labels: str, *, log: bool) -> Estimate | None:
@@ -104,6 +109,7 @@ class Study(Runs):
             (arm,),
             lambda curves: Ranges.exact(mean_height(steps, curves[0], *span, log=log)),
             what=f"area, {log}",
+            within=(0.0, 1.0),
         )
 
     def time(
@@ -185,14 +191,17 @@ class Study(Runs):
         *,
         what: str,
         log: bool = False,
+        within: tuple[float, float] | None = None,
     ) -> Estimate | None:
         """A number of the resampled curves of some arms, on the replicates they share.
 
-        Found once: `labels`, `arms` and `what` name it.
+        Found once: `labels`, `arms` and `what` name it. An interval that was widened past what
+        the number can be (`within`) ends there.
         """
         key = (labels, arms, what)
         if key not in self._found:
-            self._found[key] = self._estimated(labels, arms, number, log)
+            found = self._estimated(labels, arms, number, log)
+            self._found[key] = found if found is None or within is None else found.within(*within)
         return self._found[key]
 
     def _estimated(

@@ -35,7 +35,7 @@ STALE_AFTER_SECONDS = 300.0
 """Ten missed renewals: the owner's machine is gone, or was asleep."""
 WAIT_SECONDS = 0.25
 """Between two looks at a lock that is waited for."""
-IN_USE = "run-in-use"
+IN_USE, TAKEN_OVER = "run-in-use", "run-taken-over"
 """Code of the error that another living process holds the lock."""
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What file systems say on which a file has one name."""
@@ -89,7 +89,7 @@ class FolderLock:
                 f"run folder `{self._path.parent}` was taken over by process "
                 f"{owner.get('pid', '?')} on `{owner.get('host', '?')}` while this one stood still",
                 remedy="leave the run to that process",
-                code="run-taken-over",
+                code=TAKEN_OVER,
             )
 
     def _own(self) -> None:

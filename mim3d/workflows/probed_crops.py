@@ -87,9 +87,11 @@ def labelled_crops(store: Store, config: PretrainConfig) -> tuple[ProbedCrops, P
     order in which this seed draws `data.labels`.
 
     Returns:
-        None where fewer than two subjects have labels.
+        None where none are asked for, or fewer than two subjects have labels.
     """
     seed, probes = config.training.seed, config.probes
+    if probes.subjects == 0:
+        return None
     whole_list = replace(config.data, subjects=None)
     cases = store.labelled(pretraining_cases(store, whole_list, seed))
     subjects = {store.subject(case) for case in cases}

@@ -83,10 +83,10 @@ def probe_validators(
         return []
     labelled = labelled_crops(store, config)
     if labelled is None:
-        reporter.say(
-            "no segmentation probes: fewer than two subjects of the training list have labels; "
-            "rank and reconstruction are looked at"
-        )
+        why = "fewer than two subjects of the training list have labels"
+        if config.probes.subjects == 0:
+            why = "`probes.subjects` is 0"
+        reporter.say(f"no segmentation probes: {why}; rank and reconstruction are looked at")
     else:
         fit, test = labelled
         reporter.say(
@@ -102,7 +102,7 @@ def _steps_between(config: PretrainConfig) -> int:
     probes = config.probes
     wrong = {
         "every": probes.every is not None and probes.every < 0,
-        "subjects": probes.subjects < 2,
+        "subjects": probes.subjects < 0 or probes.subjects == 1,
         "crops": probes.crops < 2,
         "neighbours": probes.neighbours < 1,
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mim3d.config.objective import PretextConfig
 from mim3d.config.reading import read_config
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.store import Store
@@ -52,10 +53,14 @@ def seen_before(
 
 
 def _told_in_pretraining(run: str, record: Mapping[str, Any]) -> str | None:
-    """What a pre-training was told of its cases beside their images; None if nothing."""
+    """What a run's pre-training was told of its cases beside their images; None if nothing."""
     if record["verb"] != "pretrain":
         return None
-    objective = read_config(Path(run) / "config.yaml", PretrainConfig).objective
+    return told_beside_images(read_config(Path(run) / "config.yaml", PretrainConfig).objective)
+
+
+def told_beside_images(objective: PretextConfig) -> str | None:
+    """What a pretext task is told of its cases beside their images; None if nothing."""
     if objective.supervised.target is not None:
         return f"their `{objective.supervised.target}`"
     led = {"map": "their label maps", "prior": "weights that were given for them"}

@@ -129,3 +129,10 @@ def test_an_estimate_from_one_pretraining_is_not_repeated(
     replicates: int, pretrainings: int, repeated: bool
 ) -> None:
     assert Estimate(1.0, "", 0.9, 1.1, replicates, pretrainings).is_repeated is repeated
+
+
+def test_an_interval_ends_where_its_number_does():
+    wide = Estimate(0.4, "", -0.48, 1.31, 2)
+
+    assert wide.within(0.0, 1.0) == Estimate(0.4, "", 0.0, 1.0, 2)
+    assert Estimate(0.4, "", None, 0.5, 2).within(0.0, 1.0) == Estimate(0.4, "", None, 0.5, 2)

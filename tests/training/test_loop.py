@@ -1,84 +1,30 @@
-"""The loop, with a tiny task and feed."""
+"""The loop against the same training written out, with a tiny task and feed."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from loop_fakes import FakeFeed, FakeTask, optim_config, training_config
+from loop_runs import Spoken, log, train
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mim3d.config.training import OptimConfig, TrainingConfig
+from mim3d.config.training import OptimConfig
 from mim3d.data.batch import CropBatch
-from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError
+from mim3d.foundation.errors import ConfigError, StoppedError
 from mim3d.foundation.randomness import RandomStream
-from mim3d.foundation.reporting import Silent
 from mim3d.objectives.base import Moment, Outcome
 from mim3d.training.ema import MeanWeights
-from mim3d.training.loop import fit
 from mim3d.training.optim import build_optimiser, schedule, set_rates, trainable
-from mim3d.training.run import Run, read_status
-from mim3d.training.standing import FitResult
+from mim3d.training.run import read_status
 from mim3d.training.validation import Validator
 
-
-class Spoken:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warned.append(text)
-
-    def progress(self, done: int, total: int, text: str) -> None:
-        self.lines.append(text)
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mim3d.foundation.atomic.sync", lambda path: None)
-
-
-def train(
-    folder: Path,
-    *,
-    task: FakeTask | None = None,
-    feed: FakeFeed | None = None,
-    optim: OptimConfig | None = None,
-    training: TrainingConfig | None = None,
-    **options: Any,
-) -> FitResult:
-    with Run.create_or_continue(folder, {}) as run:
-        return fit(
-            task or FakeTask(),
-            feed or FakeFeed(4),
-            optim or optim_config(),
-            training or training_config(),
-            run,
-            **{"reporter": Silent(), **options},
-        )
-
-
-def log(folder: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 def state(folder: Path) -> dict[str, Tensor]:
@@ -224,154 +170,6 @@ def test_a_frozen_encoder_does_not_learn_until_it_is_its_turn(tmp_path: Path) ->
     assert all(p.requires_grad for p in task.encoder.parameters())
 
 
-def test_micro_batches_and_validations_come_in_their_order(tmp_path: Path) -> None:
-    task = FakeTask()
-    batch = FakeFeed(4).batch(0, range(4))
-
-    def look(task: FakeTask, moment: Moment) -> dict[str, float]:
-        return {"x": float(task(batch, moment).loss)}
-
-    result = train(
-        tmp_path / "x",
-        task=task,
-        training=training_config(steps=5),
-        validators=[Validator("every", 2, look), Validator("end", 0, look)],
-    )
-
-    expected = [(0, True)] * 2 + [(1, True)] * 2 + [(2, False)] + [(2, True)] * 2
-    expected += [(3, True)] * 2 + [(4, False)] + [(4, True)] * 2 + [(5, False)] * 2
-    assert task.calls == expected
-    assert [line["step"] for line in log(tmp_path / "x", "validation")] == [2, 4, 5, 5]
-    assert result.validation["every"] == result.validation["end"]
-
-
-def test_best_points_at_the_best_validation(tmp_path: Path) -> None:
-    values = {2: 0.3, 4: 0.7, 6: math.nan, 8: 0.7, 10: 0.6, 12: 0.1}
-
-    def look(task: FakeTask, moment: Moment) -> dict[str, float]:
-        return {"dice": values[moment.step], "other": -1.0}
-
-    result = train(
-        tmp_path / "x",
-        validators=[Validator("dice", 2, look, best=("dice", "max"))],
-        training=training_config(checkpoint_every=100),
-    )
-
-    links = {n: (tmp_path / "x" / "checkpoints" / n).resolve().name for n in ("best", "last")}
-    assert links == {"best": "4", "last": "12"}
-    assert (result.best, result.best_step) == (0.7, 4)
-    assert log(tmp_path / "x", "validation")[2]["dice"] is None
-
-
-def test_an_alarm_of_a_validator_is_a_notice_in_the_log(tmp_path: Path) -> None:
-    def alarms(numbers: Mapping[str, float], moment: Moment) -> list[str]:
-        return [f"{moment.step} of {moment.steps}: {numbers['x']}"] if moment.step == 4 else []
-
-    look = Validator("x", 2, lambda task, moment: {"x": 0.5}, alarms=alarms)
-
-    train(tmp_path / "x", validators=[look])
-
-    notices = [(line["step"], line["text"]) for line in log(tmp_path / "x", "notice")]
-    assert (4, "4 of 12: 0.5") in notices
-
-
-def test_two_validators_cannot_both_choose(tmp_path: Path) -> None:
-    look = Validator("x", 1, lambda task, moment: {"x": 1.0}, best=("x", "min"))
-
-    with pytest.raises(ValueError, match="at most one"):
-        train(tmp_path / "x", validators=[look, look])
-
-
-def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`training.batch_size` 4 does not divide into 1 proc"):
-        train(tmp_path / "x", training=training_config(accumulation=3))
-
-
-def test_pictures_are_asked_for_on_their_steps_and_handed_on(tmp_path: Path) -> None:
-    handed: list[tuple[int, tuple[int, ...]]] = []
-
-    train(
-        tmp_path / "x",
-        training=training_config(pictures_every=5),
-        on_pictures=lambda step, pictures: handed.append((step, tuple(pictures["original"].shape))),
-    )
-
-    # Of the first micro-batch: two crops.
-    assert handed == [(0, (2, 11)), (5, (2, 11)), (10, (2, 11)), (11, (2, 11))]
-
-
-def test_asking_for_pictures_changes_nothing(tmp_path: Path) -> None:
-    with_pictures = train(
-        tmp_path / "a",
-        training=training_config(pictures_every=2),
-        on_pictures=lambda step, pictures: None,
-    )
-
-    assert with_pictures.digest == train(tmp_path / "b").digest
-
-
-def test_log_has_means_rate_and_speed_every_so_many_steps(tmp_path: Path) -> None:
-    optim = optim_config()
-
-    result = train(tmp_path / "x", optim=optim, training=training_config(log_every=5))
-
-    lines = log(tmp_path / "x", "train")
-    assert [line["step"] for line in lines] == [5, 10, 12]
-    rates = [optim.lr * schedule(step - 1, 12, optim) for step in (5, 10, 12)]
-    assert [line["lr"] for line in lines] == pytest.approx(rates)
-    assert {"loss", "drift", "mean_predictor", "gradient_norm", "data_share"} <= lines[0].keys()
-    assert lines[0]["crops_per_second"] > 0
-    assert result.loss == lines[-1]["loss"]
-
-
-def test_a_run_that_does_not_learn_is_told_of(tmp_path: Path) -> None:
-    reporter = Spoken()
-
-    train(
-        tmp_path / "x",
-        optim=optim_config(lr=0.0, ema=0.0, warmup_steps=0),
-        training=training_config(steps=120),
-        reporter=reporter,
-    )
-
-    assert reporter.warned[0] == "this run does not learn: `optim.lr` is 0"
-    assert "does not learn: at step 20" in reporter.warned[1]
-    assert [line["step"] for line in log(tmp_path / "x", "notice")] == [0, 20, 24]
-
-
-def test_a_run_that_guesses_or_knows_means_alone_is_told_of(tmp_path: Path) -> None:
-    class Guesses(FakeTask):
-        def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
-            outcome = super().forward(batch, moment)
-            level = outcome.loss.detach()
-            known = {"chance": level, "shape_loss": level, "patch_mean_predictor": level}
-            return replace(outcome, logs={**known, "mean_predictor": level + 1})
-
-    train(
-        tmp_path / "x",
-        task=Guesses(),
-        optim=optim_config(warmup_steps=0),
-        training=training_config(steps=80),
-    )
-
-    said = [(line["step"], line["text"]) for line in log(tmp_path / "x", "notice")]
-    assert [step for step, text in said if "of guessing" in text] == [20, 40, 80]
-    assert [step for step, text in said if "mean of each patch" in text] == [80]
-    assert len(said) == 4
-    assert "chance" in log(tmp_path / "x", "train")[-1]
-
-
-def test_the_live_line_names_step_loss_rate_speed_and_time_left(tmp_path: Path) -> None:
-    reporter = Spoken()
-
-    train(tmp_path / "x", reporter=reporter)
-
-    assert reporter.lines[-1].startswith("step 12/12  loss ")
-    assert reporter.lines[-1].endswith("0 s left")
-    for word in ("  lr ", " crops/s", "  data ", " %"):
-        assert word in reporter.lines[-1]
-
-
 def test_another_seed_is_another_run_and_the_same_the_same(tmp_path: Path) -> None:
     digests = [
         train(tmp_path / str(i), training=training_config(seed=seed)).digest
@@ -387,83 +185,6 @@ def test_the_callers_generator_is_left_alone(tmp_path: Path) -> None:
     train(tmp_path / "x")
 
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_done_run_is_not_trained_again_and_a_trained_one_only_finished(tmp_path: Path) -> None:
-    first = train(tmp_path / "x")
-    (tmp_path / "x" / "status.json").unlink()
-    task = FakeTask()
-
-    again = train(tmp_path / "x", task=task)
-
-    assert task.calls == []
-    assert again.digest == first.digest
-    assert (again.steps, again.loss) == (12, first.loss)
-    assert Run.create_or_continue(tmp_path / "x", {}).results()["digest"] == first.digest
-
-
-def test_the_end_of_a_slurm_job_is_a_checkpoint_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 30))
-
-    with pytest.raises(Interrupted, match="the end of the SLURM job after step 1 of 12"):
-        train(tmp_path / "x")
-
-    assert read_status(tmp_path / "x")["state"] == "interrupted"
-    assert (tmp_path / "x" / "checkpoints" / "last").resolve().name == "1"
-
-
-def test_a_signal_in_the_last_validation_ends_the_command_and_keeps_the_work(
-    tmp_path: Path,
-) -> None:
-    def look(task: FakeTask, moment: Moment) -> dict[str, float]:
-        signal.raise_signal(signal.SIGTERM)
-        return {"x": 1.0}
-
-    with pytest.raises(Interrupted, match="SIGTERM after step 12 of 12"):
-        train(tmp_path / "x", validators=[Validator("x", 0, look)])
-
-    task = FakeTask()
-    again = Validator("x", 0, lambda task, moment: {"x": 1.0})
-    result = train(tmp_path / "x", task=task, validators=[again])
-    assert task.calls == []
-    assert result.validation == {"x": {"x": 1.0}}
-
-
-def test_a_second_ctrl_c_leaves_the_folder_as_it_is(tmp_path: Path) -> None:
-    class Impatient(FakeTask):
-        def forward(self, batch: CropBatch, moment: Moment) -> Outcome:
-            if moment.step == 7:
-                signal.raise_signal(signal.SIGINT)
-                signal.raise_signal(signal.SIGINT)
-            return super().forward(batch, moment)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "x", task=Impatient())
-
-    assert read_status(tmp_path / "x")["state"] == "running"
-    assert (tmp_path / "x" / "checkpoints" / "last").resolve().name == "5"
-    assert train(tmp_path / "x").steps == 12
-
-
-def test_a_full_disk_keeps_the_older_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.replace
-
-    def full(source: Any, target: Any) -> None:
-        if str(target).endswith("checkpoints/10"):
-            raise OSError(28, "No space left on device")
-        real(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(Exception, match="no room to write"):
-        patch.setattr("mim3d.foundation.atomic.os.replace", full)
-        train(tmp_path / "x")
-
-    assert read_status(tmp_path / "x")["state"] == "failed"
-    assert (tmp_path / "x" / "checkpoints" / "last").resolve().name == "5"
-    assert train(tmp_path / "x").steps == 12
 
 
 def test_compiled_parts_give_the_same_weights(
@@ -497,40 +218,9 @@ def test_bf16_is_the_default_where_there_is_hardware_for_it(tmp_path: Path) -> N
     assert all(t.dtype != torch.bfloat16 for t in state(tmp_path / "a").values())
 
 
-def test_a_signal_in_a_validation_leaves_it_at_once_and_all_its_looks_come_again(
-    tmp_path: Path,
-) -> None:
-    """Of two validators the first was through: its line must not stand in the log twice."""
-    looks: list[str] = []
-
-    def first(task: FakeTask, moment: Moment) -> dict[str, float]:
-        looks.append("first")
-        return {"x": float(moment.step)}
-
-    def second(task: FakeTask, moment: Moment) -> dict[str, float]:
-        looks.append("second")
-        if looks.count("second") == 1:
-            signal.raise_signal(signal.SIGUSR1)
-            looks.append("went on")
-        return {"y": 1.0}
-
-    validators = [Validator("first", 4, first, best=("x", "max")), Validator("second", 4, second)]
-    with pytest.raises(Interrupted, match="SIGUSR1 after step 4 of 12"):
-        train(tmp_path / "x", validators=validators)
-    assert log(tmp_path / "x", "validation") == []
-    result = train(tmp_path / "x", validators=validators)
-
-    assert looks[:4] == ["first", "second", "first", "second"]
-    assert "went on" not in looks
-    assert [line["step"] for line in log(tmp_path / "x", "validation")] == [4, 4, 8, 8, 12, 12]
-    assert result.best == 12.0
-    assert result.digest == train(tmp_path / "y").digest
-
-
-def test_an_encoder_that_is_frozen_for_the_whole_run_is_told_of(tmp_path: Path) -> None:
-    train(tmp_path / "x", optim=optim_config(freeze_encoder_steps=12))
-
-    assert "the encoder does not learn" in log(tmp_path / "x", "notice")[0]["text"]
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`training.batch_size` 4 does not divide into 1 proc"):
+        train(tmp_path / "x", training=training_config(accumulation=3))
 
 
 def test_a_time_to_wait_for_others_that_is_none_is_refused(tmp_path: Path) -> None:

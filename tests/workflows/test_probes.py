@@ -139,14 +139,21 @@ def test_the_run_says_what_is_probed_and_draws_it(probed: Probed) -> None:
     assert (folder / "pictures" / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    ("store", "probing", "why"),
+    [
+        ("plain", {}, "fewer than two subjects of the training list have labels"),
+        ("labelled", {"subjects": 0}, "`probes.subjects` is 0"),
+    ],
+)
 def test_without_labels_rank_and_reconstruction_are_left(
-    stores: dict[str, str], tmp_path: Path
+    stores: dict[str, str], tmp_path: Path, store: str, probing: dict[str, int], why: str
 ) -> None:
     heard = Heard()
 
-    run(config(stores["plain"], every=2), tmp_path / "run", heard)
+    run(config(stores[store], every=2, **probing), tmp_path / "run", heard)
 
-    assert sum("no segmentation probes" in text for text in heard.said) == 1
+    assert sum(f"no segmentation probes: {why};" in text for text in heard.said) == 1
     for look in looks(tmp_path / "run"):
         assert {"rank", "rank_step0", "constant_share", "psnr", "ssim"} <= set(look)
         assert not any(name.startswith(("probe_", "knn_")) for name in look)

@@ -151,6 +151,8 @@ class _Bases:
         config: Base = read_config(beside if beside.is_file() else said, kind)
         place = f" in `{beside if beside.is_file() else said}`"
         _check_own(config, BENCHMARKS_OWN[key], place)
+        if isinstance(config, FinetuneConfig):
+            _check_task(config, place)
         if isinstance(config, FinetuneConfig) and config.init not in (None, SCRATCH):
             raise _benchmarks("init", place, "an arm's `pretrain`, or its `finetune: {init: RUN}`")
         data, training = config.data, config.training
@@ -175,6 +177,7 @@ def _arm(part: Part, bases: _Bases) -> Arm:
         _check_said(given, finetune, bases.settings)
         finetune = given["finetune"].over(finetune)
         _check_own(finetune, BENCHMARKS_OWN["finetune"], given["finetune"].place)
+        _check_task(finetune, given["finetune"].place)
     pretrain, keeps_steps = None, False
     if "pretrain" in given:
         base = bases.pretrain()
@@ -200,6 +203,16 @@ def _arm(part: Part, bases: _Bases) -> Arm:
         against=_word(given, "against"),
         budget=given["budget"].value(Budget) if "budget" in given else None,
     )
+
+
+def _check_task(config: FinetuneConfig, place: str) -> None:
+    if config.task != "segmentation":
+        raise ConfigError(
+            f"`task: {config.task}`{place} cannot be judged: the benchmark measures Dice",
+            remedy="leave it out, so that it is `segmentation`; `mim3d probe` and `finetune` with "
+            "`data.fold` compare classifiers",
+            code="benchmark-task",
+        )
 
 
 def _check_own(config: Base, own: Mapping[str, str], place: str) -> None:

@@ -21,6 +21,7 @@ from mim3d.foundation.errors import (
     StoppedError,
     UserError,
 )
+from mim3d.foundation.lock import IN_USE, TAKEN_OVER
 from mim3d.foundation.reporting import NamedReporter, Reporter
 from mim3d.training.fabric import choose_device, choose_precision
 from mim3d.training.run import VERSIONS
@@ -50,7 +51,6 @@ from mim3d.workflows.result import Result
 from mim3d.workflows.tasks.curve import read_curve
 from mim3d.workflows.throughput.machine import processor_name
 
-IN_USE = "run-in-use"
 FAILED = "failed: "
 """A run that ended so is tried again by the next command: what was wrong may have been mended. One
 that stopped itself, or that is dead by its numbers, is not."""
@@ -219,7 +219,7 @@ class Bench:
         facts: dict[str, float] = {}
         if ended is not None:
             levels, health = last_levels(folder), embedding_health(config, folder)
-            facts = levels | last_numbers(ended) | health
+            facts = last_numbers(ended) | levels | health
             dead = why_collapsed(health)
         cost = self.plan.arms[before.arm].pretrain
         assert cost is not None
@@ -300,7 +300,7 @@ class Bench:
         except StoppedError as error:
             return None, f"stopped: {error}"
         except UserError as error:
-            if error.code == IN_USE:
+            if error.code in (IN_USE, TAKEN_OVER):
                 raise Busy(name) from error
             self.reporter.warn(f"{name} failed: {error}")
             return None, f"{FAILED}{error}"
@@ -317,7 +317,7 @@ def machine_name(training: TrainingConfig) -> str:
 
 
 def made_by(folder: Path) -> str | None:
-    """The versions that a run began with: `mim3d 0.1.0 at 1a2b3c, torch 2.13.0`; None: no run."""
+    """The versions that a run ended with: `mim3d 0.1.0 at 1a2b3c, torch 2.13.0`; None: no run."""
     if not (folder / VERSIONS).is_file():
         return None
     found = read_object(folder / VERSIONS)
@@ -337,7 +337,7 @@ def training_seconds(folder: Path) -> float:
 
 
 def last_numbers(ended: Mapping[str, Any]) -> dict[str, float]:
-    """Last loss of a pre-training, and the last numbers of all that looked at it."""
+    """The loss that a pre-training last logged, and the last numbers of all that looked at it."""
     looks: Iterator[Mapping[str, Any]] = iter(ended.get("validation", {}).values())
     found = {name: value for look in looks for name, value in look.items()}
     found["loss"] = ended.get("loss")

@@ -50,7 +50,8 @@ def factor(study: Study, arm: str, other: str | None, labels: str, target: float
     found = study.factor(arm, other, labels, target)
     if found is None:
         return NONE
-    sure = found.is_repeated and found.excludes(1.0)
+    several = study.judged_subjects(arm, labels) > 1
+    sure = several and found.is_repeated and found.excludes(1.0)
     return _bold(found.text(), sure) + _fewer(study, arm, labels, found)
 
 

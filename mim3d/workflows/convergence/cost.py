@@ -91,7 +91,9 @@ def step_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
     kinds = [replace(subject, build=build) for build in subject.build.kinds]
     with threads(training.threads), float32_matmul(training.float32_matmul):
         each = [_seconds(kind, crops, precision, device, clock) for kind in kinds]
-        fed = feed_seconds(config, without_content(subject.build).needs, device, clock)
+        needs = without_content(subject.build).needs
+        # By the wall's clock: waiting for the disk is part of it.
+        fed = feed_seconds(config, needs, device, time.perf_counter)
     steps = training.accumulation * (1 + looks * FORWARD_SHARE)
     own = sum(each) / len(each) * steps
     # Worker processes make crops while a step computes; without them it waits for all of them.

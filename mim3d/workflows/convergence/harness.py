@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,17 +15,17 @@ from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.lock import held
 from mim3d.foundation.reporting import Reporter, duration
 from mim3d.training.fabric import processes
+from mim3d.workflows.convergence.about import about
 from mim3d.workflows.convergence.arms import Arm, read_arms, reference_of
 from mim3d.workflows.convergence.bench import Bench, Busy
+from mim3d.workflows.convergence.judges import check_draws, check_seen
 from mim3d.workflows.convergence.plan import Plan, rate_key, read_plan
 from mim3d.workflows.convergence.planning import make_plan, names_of_runs, settle_plan
 from mim3d.workflows.convergence.trials import (
     Trial,
     all_trials,
     before_of,
-    check_draws,
     check_starts,
-    leaves_probes_out,
     shard_of,
 )
 from mim3d.workflows.result import Result
@@ -69,22 +69,24 @@ def convergence(
     arms = read_arms(source, settings)
     trials = all_trials(arms, settings)
     mine = shard_of(trials, settings.shard)
-    check_draws(trials, {arm.name: arm for arm in arms}, settings)
+    named = {arm.name: arm for arm in arms}
+    check_draws(trials, named, settings)
+    seen = check_seen(trials, named, settings)
     check_starts(out, arms, settings, read_plan(out).rates)
     if dry_run:
         plan = make_plan(arms, settings, read_plan(out), partial(names_of_runs, out))
-        bench = Bench({arm.name: arm for arm in arms}, settings, plan, out, reporter)
+        bench = Bench(named, settings, plan, out, reporter)
         return _planned(bench, arms, trials, mine)
     plan = settle_plan(out, arms, settings, reporter)
-    bench = Bench({arm.name: arm for arm in arms}, settings, plan, out, reporter)
+    bench = Bench(named, settings, plan, out, reporter)
     try:
         run_all(bench, mine)
     except UserError:
         # What is done is worth reading, and must not hide why the rest is not.
         with contextlib.suppress(UserError):
-            report(bench, trials)
+            report(bench, trials, seen)
         raise
-    return report(bench, trials)
+    return report(bench, trials, seen)
 
 
 def run_all(bench: Bench, trials: Sequence[Trial]) -> None:
@@ -124,12 +126,13 @@ def _line(record: Record) -> str:
     return f"{name}: Dice {sum(last) / len(last):.3f}"
 
 
-def report(bench: Bench, trials: Sequence[Trial]) -> Result:
+def report(bench: Bench, trials: Sequence[Trial], seen: Sequence[str] = ()) -> Result:
     """Writes the report on the records that are there.
 
     Args:
         bench: the benchmark.
         trials: all of it, in order.
+        seen: what arms began with of who judges, as `check_seen` tells it.
     """
     from mim3d.workflows.convergence.report import write_report
 
@@ -144,7 +147,7 @@ def report(bench: Bench, trials: Sequence[Trial]) -> Result:
         files = write_report(
             records,
             folder,
-            about=about(bench),
+            about=about(bench, seen),
             arms=tuple(bench.arms),
             reference=reference_of(bench.arms.values()),
         )
@@ -164,57 +167,6 @@ def _records(bench: Bench, trials: Sequence[Trial]) -> list[Record]:
         for trial in trials
         if (record := bench.record_of(trial)) is not None
     ]
-
-
-def about(bench: Bench) -> dict[str, str | int | float | bool]:
-    """What was equal for all arms, and what else a reader must know."""
-    settings, arms = bench.settings, bench.arms.values()
-    said: dict[str, str | int | float | bool] = {}
-    if any(arm.before for arm in arms):
-        said["budget"] = _budget(arms, settings)
-        said["pre-training seeds"] = settings.pretraining_seeds
-    longer = [f"`{arm.name}` that of `{arm.total_time_of}`" for arm in arms if arm.total_time_of]
-    if longer:
-        said["equal time"] = (
-            "fine-tunings as long as pre-training and fine-tuning of another arm take together, in "
-            f"seconds: {', '.join(longer)}"
-        )
-    said["judged on"] = "the validation list"
-    if settings.folds:
-        folds = ", ".join(map(str, settings.folds))
-        sees = "does not see" if settings.pretrain_per_fold else "may see, without labels,"
-        said["judged on"] = (
-            f"folds {folds} of 5 in turn; pre-training {sees} the volumes of the fold that judges"
-        )
-    if leaves_probes_out(settings) and any(arm.pretrain for arm in arms):
-        said["probes"] = (
-            "none while pre-training: they would read labels of subjects that judge a fold"
-        )
-    said["learning rate"] = _rates(settings) if settings.rates else "the recipe's"
-    return said
-
-
-def _budget(arms: Iterable[Arm], settings: ConvergenceConfig) -> str:
-    text = (
-        f"every pre-training costs as much as that of `{settings.budget_arm}`, in {settings.budget}"
-    )
-    coins = [f"`{arm.name}` in {arm.budget}" for arm in arms if arm.budget]
-    own = [arm.name for arm in arms if arm.keeps_steps and arm.name != settings.budget_arm]
-    if coins:
-        text += f", but {', '.join(coins)}"
-    return text + (f"; of a length of their own: {', '.join(own)}" if own else "")
-
-
-def _rates(settings: ConvergenceConfig) -> str:
-    listed = ", ".join(f"{rate:g}" for rate in settings.rates)
-    each, whose, replicate = "each arm", "the training list", "the first replicate"
-    if settings.folds:
-        each, whose = "each arm and fold", "the fold's own training list"
-        replicate = "the fold's first replicate"
-    return (
-        f"of {listed}, for {each} by itself by its last checkpoint's Dice on a fifth of {whose}, "
-        f"with labels {settings.labels[0]} and {replicate} whose pre-training is alive"
-    )
 
 
 # What would be done

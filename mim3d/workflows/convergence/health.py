@@ -51,8 +51,8 @@ def embedding_health(config: PretrainConfig, run: Path) -> dict[str, float]:
     """
     store = store_of(config.data, several=True)
     # Placed anywhere, so that arms that draw their crops elsewhere are looked at alike.
-    data = replace(config.data, placement="uniform", feed="store", workers=0, window_cases=None,
-                   max_crops_per_visit=None, resident_on="auto")  # fmt: skip
+    data = replace(config.data, crop_sizes=(), placement="uniform", feed="store", workers=0,
+                   window_cases=None, max_crops_per_visit=None, resident_on="auto")  # fmt: skip
     device = choose_device(config.training.device)
     encoder = VolumeViT(encoder_of(run))
     encoder.carry(store.channel_names)

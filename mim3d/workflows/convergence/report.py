@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,16 +18,12 @@ from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.versions import versions
 from mim3d.pictures.convergence import Band, Panel, draw_convergence, draw_label_efficiency
 from mim3d.workflows.convergence.health import why_unlearnt
+from mim3d.workflows.convergence.rows import curve_rows, number_rows
 from mim3d.workflows.convergence.tables import markdown
 from mim3d.workflows.throughput.machine import processor
 
 FORMAT = 1
 NAME = "convergence"
-FIELDS = (
-    "arm", "kind", "labels", "subjects", "replicate", "fold", "lr", "step", "dice", "cases",
-    "dead",
-)  # fmt: skip
-
 About = Mapping[str, Any]
 UNKNOWN = "not recorded"
 """The machine and the versions in records of older versions."""
@@ -48,8 +42,8 @@ def write_report(
 
     Args:
         records: one a fine-tuning that is done or dead; of a benchmark that still runs, some.
-        folder: for `convergence.json`, `.csv`, `.md`, `curves.png` and `labels.png`; pictures
-            only where a sound run is there.
+        folder: for `convergence.json`, `.csv`, `.md`, `numbers.csv`, `curves.png` and
+            `labels.png`; pictures only where a sound run is there.
         about: what was equal for all arms and what else a reader must know, line by line:
             budget, folds, data set. A mapping, such as `recipe`, is in the JSON file alone.
         arms: order of the tables; arms that are left out follow. Without: the reference first.
@@ -62,10 +56,15 @@ def write_report(
     folder = Path(folder)
     study = Study(_ordered(records, arms or (reference,)), reference, resamples)
     summary = summarised(study, about or {})
-    files = [folder / f"{NAME}.json", folder / f"{NAME}.csv", folder / f"{NAME}.md"]
+    texts = {
+        f"{NAME}.csv": curve_rows(study),
+        "numbers.csv": number_rows(summary),
+        f"{NAME}.md": markdown(study, summary),
+    }
+    files = [folder / name for name in (f"{NAME}.json", *texts)]
     write_json(files[0], summary)
-    write_text(files[1], _rows(study))
-    write_text(files[2], markdown(study, summary))
+    for name, text in texts.items():
+        write_text(folder / name, text)
     if any(study.present(labels) for labels in study.labels):
         files += [draw_study_curves(study, folder / "curves.png")]
         files += [draw_study_labels(study, folder / "labels.png")]
@@ -155,6 +154,7 @@ def notes(study: Study) -> tuple[str, ...]:
     if study.dead:
         lines.append(f"dead runs, listed and in no number: {len(study.dead)}")
     lines += _unlearnt(study)
+    lines += _same_subjects(study)
     lines += [
         f"runs were {what} by several versions: {', '.join(made)}"
         for what, made in origins(study, "made_by").items()
@@ -186,6 +186,21 @@ def notes(study: Study) -> tuple[str, ...]:
                 "90 %, from one it holds for that one alone"
             )
     return tuple(lines)
+
+
+def _same_subjects(study: Study) -> list[str]:
+    """Label fractions of as many subjects as another: the same draws, told twice."""
+    by_count: dict[int, list[str]] = {}
+    for labels in study.labels:
+        counts = {record.subjects for record in study.records if record.labels == labels}
+        if len(counts) == 1:
+            by_count.setdefault(counts.pop(), []).append(labels)
+    return [
+        f"labels {' and '.join(alike)} are the same {count} subjects: of so few there are no more "
+        "fractions"
+        for count, alike in by_count.items()
+        if len(alike) > 1
+    ]
 
 
 def _unlearnt(study: Study) -> list[str]:
@@ -253,20 +268,6 @@ def _json(value: Any) -> Any:
     return None if value is None else value.as_json()
 
 
-def _rows(study: Study) -> str:
-    """One row a run and judged step; a run that died without a curve has one row."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for record in study.records:
-        fixed = {name: getattr(record, name) for name in FIELDS if name not in ("step", "dice")}
-        fixed |= {"cases": len(record.cases), "dead": record.why_dead}
-        heights = [float(np.mean(row)) if row else None for row in record.dice]
-        judged = zip(record.steps, heights, strict=True) if record.steps else [(None, None)]
-        writer.writerows({**fixed, "step": step, "dice": dice} for step, dice in judged)
-    return text.getvalue()
-
-
 def draw_study_curves(study: Study, path: Path) -> Path:
     """Draws Dice against steps, a panel a label fraction; a sound run must be there."""
     title = "Dice of whole volumes while fine-tuning; band: lowest to highest replicate"
@@ -300,7 +301,8 @@ def draw_study_labels(study: Study, path: Path) -> Path:
         if not present:
             continue
         count = float(np.mean([subjects(study, arm, labels) for arm in present]))
-        names[count] = f"{labels}\n({count:g})"
+        alike = f"{names[count].splitlines()[0]}, " if count in names else ""
+        names[count] = f"{alike}{labels}\n({count:g})"
         for arm in present:
             curve = study.curve(arm, labels)
             if curve is not None:

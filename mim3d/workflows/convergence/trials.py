@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mim3d.config.data import DataConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
-from mim3d.data.splits import EMPTY_FOLD, training_cases, validation_cases
-from mim3d.foundation.errors import ConfigError, UserError
+from mim3d.data.splits import training_cases
+from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.shard import Shard
 from mim3d.workflows.assembly import store_of
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import TUNE, Begun, begun
-from mim3d.workflows.convergence.plan import ArmPlan, naming, rate_key
+from mim3d.workflows.convergence.plan import ArmPlan, rate_key
 from mim3d.workflows.initial import SCRATCH
 
 INNER_FOLD = 0
@@ -77,7 +76,7 @@ def all_trials(arms: Sequence[Arm], settings: ConvergenceConfig) -> tuple[Trial,
             value = getattr(settings, key)
             raise ConfigError(f"`convergence.{key}` is {value}, expected 1 or more", code="range")
     for key in ("labels", "folds", "rates"):
-        listed = getattr(settings, key)
+        listed = [str(value) for value in getattr(settings, key)]  # 1 subject, 1.0 of them
         if len(set(listed)) < len(listed) or (key == "labels" and not listed):
             raise ConfigError(
                 f"`convergence.{key}` must list different values" +
@@ -128,21 +127,21 @@ def tuning_trials(arm: Arm, fold: int | None, settings: ConvergenceConfig) -> tu
     )
 
 
-def leaves_probes_out(settings: ConvergenceConfig) -> bool:
-    """Whether probes of a pre-training could read labels of subjects that judge a fold."""
+def sees_judges(settings: ConvergenceConfig) -> bool:
+    """Whether pre-trainings have the volumes of subjects that judge a fold, never their labels."""
     return bool(settings.folds) and not settings.pretrain_per_fold
 
 
 def pretrain_config(
     arm: Arm, plan: ArmPlan, before: Before, settings: ConvergenceConfig
 ) -> PretrainConfig:
-    """The config of a pre-training; without probes where they would see who judges."""
+    """The config of a pre-training; without labels for its probes where they would be a judge's."""
     assert arm.pretrain is not None
     assert plan.pretrain is not None
     probes = arm.pretrain.probes
     return replace(
         arm.pretrain,
-        probes=replace(probes, every=0) if leaves_probes_out(settings) else probes,
+        probes=replace(probes, subjects=0) if sees_judges(settings) else probes,
         data=replace(arm.pretrain.data, fold=before.fold),
         training=replace(arm.pretrain.training, steps=plan.pretrain.steps, seed=before.seed),
     )
@@ -174,59 +173,6 @@ def finetune_config(
             validate_at=plan.grid,
         ),
     )
-
-
-def check_draws(
-    trials: Sequence[Trial], arms: Mapping[str, Arm], settings: ConvergenceConfig
-) -> None:
-    """Refuses before the first run what the last one would refuse.
-
-    Raises:
-        UserError: fewer labelled subjects than a trial asks for, or nobody to judge it.
-    """
-    for trial in trials:
-        config = arms[trial.arm].finetune
-        asked = [replace(config.data, labels=trial.labels, fold=trial.fold)]
-        if settings.rates and trial.labels == settings.labels[0]:
-            asked.append(replace(asked[0], inner_fold=INNER_FOLD))
-        with naming(arms[trial.arm]), _folds_named(config.data, settings):
-            for data in asked:
-                subjects_drawn(data, trial.replicate)
-                if not validation_cases(store_of(data), data):
-                    raise UserError(
-                        "nobody judges: the store has no validation case with labels",
-                        where=data.store,
-                        remedy="set `convergence.folds`, for example `[0, 1, 2, 3, 4]`",
-                        code="no-validation",
-                    )
-
-
-@contextlib.contextmanager
-def _folds_named(data: DataConfig, settings: ConvergenceConfig) -> Iterator[None]:
-    """Where a fold of the benchmark is empty in this block, the error has the line that works."""
-    try:
-        yield
-    except UserError as error:
-        if error.code != EMPTY_FOLD:
-            raise
-        filled = [fold for fold in settings.folds if _judges(replace(data, fold=fold))]
-        if filled and len(filled) < len(settings.folds):
-            rounds = max(1, settings.replicates // len(settings.folds))
-            error.remedy = (
-                f"take those that have subjects: `--convergence.folds "
-                f"{','.join(map(str, filled))} --convergence.replicates {rounds * len(filled)}`"
-            )
-        raise
-
-
-def _judges(data: DataConfig) -> bool:
-    """Whether a fold has a subject."""
-    try:
-        return bool(validation_cases(store_of(data), data))
-    except UserError as error:
-        if error.code == EMPTY_FOLD:
-            return False
-        raise
 
 
 def check_starts(

@@ -69,10 +69,14 @@ def fraction(study: Study, labels: str) -> Iterator[str]:
 
 
 def _against_each(study: Study, labels: str, tested: Tested) -> Iterator[str]:
-    """Arms that are not contrastive against the reference and each that is: speed and height."""
+    """Arms against the reference and each contrastive arm: speed, and the height of the others.
+
+    Contrastive arms are not tested against each other: the correction for many tests would cost
+    what is asked here.
+    """
     reference, present = study.reference, study.present(labels)
-    rows = [arm for arm in present if study.kind(arm) != "contrastive"]
-    rows = [arm for arm in rows if study.partner(arm) != arm]
+    led = [arm for arm in present if study.partner(arm) != arm]
+    rows = [arm for arm in led if study.kind(arm) != "contrastive"]
     rivals = [arm for arm in present if study.kind(arm) == "contrastive"]
     if not rows or not rivals:
         return
@@ -90,11 +94,14 @@ def _against_each(study: Study, labels: str, tested: Tested) -> Iterator[str]:
         cell = difference(study, tested, arm, other, labels)
         return cell if other in rivals else named(cell, other, reference)
 
-    for title, cell in ((f"faster at {HEADLINE:.2f} than", speed), ("final Dice less", height)):
+    for title, cell, arms in (
+        (f"faster at {HEADLINE:.2f} than", speed, led),
+        ("final Dice less", height, rows),
+    ):
         yield ""
         yield from table(
             [f"{title}:", f"`{reference}`", *heads],
-            [[arm, *(cell(arm, other) for other in (reference, *rivals))] for arm in rows],
+            [[arm, *(cell(arm, other) for other in (reference, *rivals))] for arm in arms],
         )
 
 

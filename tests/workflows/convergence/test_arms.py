@@ -79,6 +79,12 @@ def test_an_arm_may_take_the_pre_trainings_of_another(tmp_path):
         ("  mae: {pretrain: {}, pretrain: {}}\n", r"`mae\.pretrain` in .* was given before", None),
         ("  a/b: {}\n", "cannot name an arm", None),
         (
+            "  a: {finetune: {task: classification}}\n",
+            r"`task: classification` in arm `a` of .* cannot be judged: the benchmark measures",
+            "leave it out, so that it is `segmentation`; `mim3d probe` and `finetune` with "
+            "`data.fold` compare classifiers",
+        ),
+        (
             "  a: {pretrain_of: mae}\n",
             "names `mae` in `pretrain_of`, which is no arm",
             "arms with one: there is none",

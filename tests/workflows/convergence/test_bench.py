@@ -11,6 +11,7 @@ import torch
 from training_logs import write_log
 
 from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import ProbesConfig
 from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
 from mim3d.evaluation.convergence import Record
@@ -19,6 +20,7 @@ from mim3d.foundation.reporting import Silent
 from mim3d.foundation.versions import versions
 from mim3d.training.run import Run
 from mim3d.workflows.convergence import bench as module
+from mim3d.workflows.convergence.about import about
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.bench import (
     Bench,
@@ -28,7 +30,6 @@ from mim3d.workflows.convergence.bench import (
     made_by,
     training_seconds,
 )
-from mim3d.workflows.convergence.harness import about
 from mim3d.workflows.convergence.plan import ArmPlan, Cost, Plan, read_plan
 from mim3d.workflows.convergence.trials import Trial, all_trials, check_starts
 from mim3d.workflows.result import Result
@@ -123,7 +124,7 @@ def test_a_record_tells_what_was_run_and_what_was_paid(tmp_path, fakes):
     assert Record.from_json(json.loads(bench.record_path(Trial("mae", 0.1, 3, None)).read_text()))
 
 
-def test_a_run_is_told_by_the_versions_that_it_began_with(tmp_path):
+def test_a_run_is_told_by_the_versions_that_it_ended_with(tmp_path):
     assert made_by(tmp_path) is None
     with Run.create_or_continue(tmp_path / "run", {}):
         pass
@@ -180,16 +181,16 @@ def test_folds_go_round_and_pre_training_may_leave_them_out(tmp_path, fakes):
 
 
 @pytest.mark.parametrize(
-    ("folds", "per_fold", "every"), [((), False, None), ((0, 4), True, None), ((0, 4), False, 0)]
+    ("folds", "per_fold", "subjects"), [((), False, 12), ((0, 4), True, 12), ((0, 4), False, 0)]
 )
-def test_probes_never_read_labels_of_who_judges_a_fold(tmp_path, fakes, folds, per_fold, every):
+def test_probes_never_read_labels_of_who_judges_a_fold(tmp_path, fakes, folds, per_fold, subjects):
     bench = bench_in(tmp_path, folds=folds, pretrain_per_fold=per_fold)
 
     bench.make(Trial("mae", 5, 1, folds[1] if folds else None))
 
     name = "mae-seed1-fold4" if per_fold else "mae-seed1"
-    assert fakes.configs[name].probes.every is every
-    assert ("probes" in about(bench)) == (every == 0)
+    assert fakes.configs[name].probes == ProbesConfig(subjects=subjects)
+    assert ("probes" in about(bench)) == (subjects == 0)
 
 
 def test_a_collapsed_pre_training_marks_its_fine_tunings_and_none_is_run(tmp_path, fakes):
@@ -272,8 +273,9 @@ def test_what_is_no_runs_fault_goes_through(tmp_path, fakes, error):
     assert bench_in(tmp_path).record_of(trial) is None
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, fakes):
-    fakes.raises["mae-seed0"] = [UserError("is in use", code="run-in-use")]
+@pytest.mark.parametrize("code", ["run-in-use", "run-taken-over"])
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, fakes, code):
+    fakes.raises["mae-seed0"] = [UserError("another process is at it", code=code)]
     bench = bench_in(tmp_path)
 
     with pytest.raises(Busy, match="mae-seed0"):
@@ -426,6 +428,17 @@ def test_seconds_of_training_are_those_of_steps_alone(tmp_path):
 
     assert training_seconds(tmp_path) == 20 * 0.5 + 10 * 0.25
     assert training_seconds(tmp_path / "none") == 0.0
+
+
+def test_the_last_loss_of_a_pre_training_is_that_of_its_last_tenth(tmp_path, fakes, monkeypatch):
+    log = tmp_path / "pretrain" / "mae-seed0"
+    write_log(log, {"step": 90, "loss": 9.0}, {"step": 100, "loss": 3.0}, {"step": 101, "loss": 1})
+    monkeypatch.setattr(module, "training_seconds", lambda folder: 1.0)
+
+    made = bench_in(tmp_path).make(Trial("mae", 5, 0, None)).pretraining
+
+    assert made.facts["loss"] == pytest.approx((10 * 3.0 + 1 * 1.0) / 11)
+    assert made.facts["probe_r2"] == 0.25
 
 
 def test_the_last_numbers_of_every_look_are_facts():

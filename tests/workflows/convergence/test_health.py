@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,15 @@ def test_health_is_that_of_the_pooled_features_of_crops_of_all_cases(trained, mo
     assert found["crops_rank"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-4)
     assert found["crops_spread"] == pytest.approx(unit.std(0, ddof=1).mean() * 24**0.5, rel=1e-3)
     assert found["crops_cosine"] == pytest.approx(np.mean(cosines), rel=1e-5)
+
+
+def test_a_pre_training_on_crops_of_several_sizes_is_looked_at_by_the_first(trained):
+    config, run = trained
+    sizes = ((22, 18, 14), (12, 12, 12))
+
+    several = replace(config, data=replace(config.data, crop_sizes=sizes))
+
+    assert embedding_health(several, run) == embedding_health(config, run)
 
 
 def test_an_encoder_that_sees_no_voxel_is_collapsed(trained, monkeypatch):

@@ -58,9 +58,10 @@ def files(records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> di
     return write(records, tmp_path_factory.mktemp("report"), about=ABOUT)
 
 
-def test_a_report_has_five_files(files: dict[str, Path]) -> None:
+def test_a_report_has_six_files(files: dict[str, Path]) -> None:
     assert set(files) == {
-        "convergence.json", "convergence.csv", "convergence.md", "curves.png", "labels.png",
+        "convergence.json", "convergence.csv", "numbers.csv", "convergence.md", "curves.png",
+        "labels.png",
     }  # fmt: skip
     assert all(path.is_file() for path in files.values())
 
@@ -97,6 +98,70 @@ def test_the_csv_has_one_row_a_run_and_step(files: dict[str, Path]) -> None:
     assert [(row["step"], row["dice"]) for row in dead] == [("", "")]
     assert [int(row["step"]) for row in run] == list(STEPS)
     assert float(run[-1]["dice"]) == pytest.approx(0.85, abs=0.03)
+
+
+def test_the_numbers_are_those_of_the_json_a_row_each(files: dict[str, Path]) -> None:
+    content = json.loads(files["convergence.json"].read_text())["labels"]["1.0"]
+    with files["numbers.csv"].open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["labels"] == "1.0"]
+
+    def found(**wanted: str) -> dict[str, float]:
+        (row,) = [row for row in rows if wanted.items() <= row.items()]
+        return {name: float(row[name]) for name in ("value", "low", "high")}
+
+    def told(estimate: dict[str, float]) -> dict[str, float]:
+        return {name: estimate[name] for name in ("value", "low", "high")}
+
+    mae, simclr = content["arms"]["mae"], content["arms"]["simclr"]
+    (less,) = [
+        row for row in content["comparisons"] if (row["arm"], row["other"]) == ("mae", "simclr")
+    ]
+    assert found(arm="mae", measure="final") == told(mae["final"])
+    assert found(arm="simclr", measure="mean_height_steps") == told(simclr["mean_height_steps"])
+    assert found(arm="mae", measure="steps_to", target="0.95") == told(mae["steps_to"]["0.95"])
+    assert found(arm="mae", measure="faster_than", other="simclr", target="0.8") == told(
+        mae["faster_than"]["simclr"]["0.8"]
+    )
+    assert found(arm="mae", measure="final_less", other="simclr") == told(less["difference"])
+    (row,) = [row for row in rows if (row["measure"], row["other"]) == ("final_less", "simclr")]
+    assert (float(row["p"]), float(row["p_holm"])) == (less["p"], less["p_holm"])
+    pairs = [("mae", "scratch"), ("mae", "simclr"), ("simclr", "scratch")]
+    assert {(row["arm"], row["other"]) for row in rows if row["other"]} >= set(pairs)
+
+
+def test_fractions_of_as_many_subjects_are_told_as_the_same(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(path: Path, *_: object, names: dict[float, str], **more: object) -> Path:
+        drawn.names = names  # type: ignore[attr-defined]
+        return path
+
+    monkeypatch.setattr("mim3d.workflows.convergence.report.draw_label_efficiency", drawn)
+    alike = [replace(one, subjects=2) for one in records]
+
+    text = write(alike, tmp_path)["convergence.md"].read_text()
+
+    assert "labels 0.1 and 1.0 are the same 2 subjects" in text
+    assert drawn.names == {2.0: "0.1, 1.0\n(2)"}  # type: ignore[attr-defined]
+    assert "are the same" not in write(records, tmp_path)["convergence.md"].read_text()
+
+
+def test_one_judged_subject_makes_no_factor_sure(tmp_path: Path) -> None:
+    sure, alone = (
+        [
+            record(arm, curve, replicate=place, cases=cases)
+            for arm, curve in (("mae", rising), ("scratch", SLOW))
+            for place in range(3)
+        ]
+        for cases in (8, 1)
+    )
+
+    def headline(records: list[Record]) -> str:
+        lines = write(records, tmp_path)["convergence.md"].read_text().splitlines()
+        return lines[next(i for i, line in enumerate(lines) if "Speed-up" in line) + 4]
+
+    assert headline(sure).startswith("| mae | **2.0")
+    assert headline(alone).startswith("| mae | 2.0")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +233,9 @@ def test_a_benchmark_without_a_sound_run_is_reported_without_pictures(
 
     files = write(gone, tmp_path)
 
-    assert set(files) == {"convergence.json", "convergence.csv", "convergence.md"}
+    assert set(files) == {
+        "convergence.json", "convergence.csv", "numbers.csv", "convergence.md",
+    }  # fmt: skip
 
 
 def test_a_benchmark_whose_reference_has_not_run_is_reported(
@@ -256,8 +323,12 @@ def test_each_contrastive_arm_has_a_column_and_partners_are_named(tmp_path: Path
     content = json.loads(files["convergence.json"].read_text())["labels"]["0.1"]["arms"]
     head = "| faster at 0.90 than: | `scratch` | `simclr` (best) | `byol` |"
     table = text[text.index(head) :].split("\n\n")[0].splitlines()
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| mae", "| mae-4"]
-    assert table[3].endswith("(`scratch-4`) | - | - |")
+    assert [line.split(" | ")[0] for line in table[2:]] == [
+        "| mae", "| simclr", "| byol", "| mae-4",
+    ]  # fmt: skip
+    assert table[5].endswith("(`scratch-4`) | - | - |")
+    height = text[text.index("| final Dice less: | `scratch` |") :].split("\n\n")[0].splitlines()
+    assert [line.split(" | ")[0] for line in height[2:]] == ["| mae", "| mae-4"]
     assert "-" not in table[2].split(" | ")[1:]
     assert "fewer than three pre-trainings behind the replicates of `mae`" in text
     assert "| scratch | 4 x - x 30 |" in text

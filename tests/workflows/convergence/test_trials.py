@@ -27,6 +27,14 @@ def test_trials_go_by_labels_then_replicate_then_arm_and_shards_part_them():
             shard_of(trials, wrong)
 
 
+def test_one_subject_and_all_of_them_are_two_label_fractions():
+    settings = ConvergenceConfig(labels=(1, 0.5, 1.0), replicates=1)
+
+    trials = all_trials([Arm("a", "other", FinetuneConfig())], settings)
+
+    assert [trial.name for trial in trials] == ["a-labels1-0", "a-labels0.5-0", "a-labels1.0-0"]
+
+
 @pytest.mark.parametrize(
     "change", [{"labels": ()}, {"labels": (5, 5)}, {"replicates": 0}, {"rates": (0.1, 0.1)}]
 )
