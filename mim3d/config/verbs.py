@@ -244,6 +244,8 @@ class ConvergenceConfig:
     rates: tuple[float, ...] = ()
     """Learning rates of the fine-tuning to choose from for each arm by itself, and with `folds` for
     each fold, on a fifth of the training list; empty takes that of the config."""
+    warmups: tuple[int, ...] = ()
+    """Steps of warm-up that each of `rates` is tried with; empty takes those of the config."""
     threads: int | None = None
     """Threads of a CPU process; none leaves them to the two configs."""
     shard: str | None = None

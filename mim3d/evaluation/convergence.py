@@ -103,6 +103,7 @@ class Record:
             `dice[-1]`; None: not done.
         machine: what it ran on, in one short line; None in records that do not say.
         made_by: versions that made it, in one short line; None in records that do not say.
+        warmup_steps: until it had that learning rate; None in records that do not say.
 
     Raises:
         UserError: the curve does not fit the steps or the cases, or is not finite.
@@ -128,6 +129,7 @@ class Record:
     zeroed_cases: tuple[float, ...] | None = None
     machine: str | None = None
     made_by: str | None = None
+    warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -170,7 +172,7 @@ class Record:
             labels=read.text("labels"),
             subjects=read.whole("subjects"),
             replicate=read.whole("replicate"),
-            fold=None if read.content["fold"] is None else read.whole("fold"),
+            fold=read.whole_or_none("fold"),
             steps=tuple(read.whole_of(step, "steps") for step in read.items("steps")),
             cases=read.texts("cases"),
             case_subjects=read.texts("case_subjects"),
@@ -189,6 +191,7 @@ class Record:
             zeroed_cases=read.numbers_or_none("zeroed_cases"),
             machine=read.text_or_none("machine"),
             made_by=read.text_or_none("made_by"),
+            warmup_steps=read.whole_or_none("warmup_steps"),
         )
 
     def _problem(self) -> str | None:
@@ -257,6 +260,9 @@ class _Reading:
 
     def whole(self, name: str) -> int:
         return self.whole_of(self.content[name], name)
+
+    def whole_or_none(self, name: str) -> int | None:
+        return None if self.content[name] is None else self.whole(name)
 
     def amount(self, name: str) -> float:
         value = _number(self.content[name], name)

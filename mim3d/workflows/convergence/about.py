@@ -57,6 +57,9 @@ def about(bench: Bench, seen: Sequence[str] = ()) -> dict[str, str | int | float
     if seen:
         said["seen before"] = "; ".join(seen)
     said["learning rate"] = _rates(settings) if settings.rates else "the recipe's"
+    chosen = bench.chosen()
+    if chosen:
+        said["chosen learning rates"] = ", ".join(f"`{one}` {pace}" for one, pace in chosen.items())
     return said
 
 
@@ -73,6 +76,9 @@ def _budget(arms: Iterable[Arm], settings: ConvergenceConfig) -> str:
 
 def _rates(settings: ConvergenceConfig) -> str:
     listed = ", ".join(f"{rate:g}" for rate in settings.rates)
+    if settings.warmups:
+        steps = ", ".join(map(str, settings.warmups))
+        listed += f", each with a warm-up of {steps} steps"
     each, whose, replicate = "each arm", "the training list", "the first replicate"
     if settings.folds:
         each, whose = "each arm and fold", "the fold's own training list"

@@ -230,8 +230,9 @@ def _check_said(
     said = part.said(base)
     if "total_time_of" in given and "training.steps" in said:
         raise _benchmarks("training.steps", part.place, "`total_time_of`")
-    if settings.rates and "optim.lr" in said:
-        raise _benchmarks("optim.lr", part.place, "`convergence.rates`")
+    for key, setting in (("optim.lr", "rates"), ("optim.warmup_steps", "warmups")):
+        if getattr(settings, setting) and key in said:
+            raise _benchmarks(key, part.place, f"`convergence.{setting}`")
 
 
 def _benchmarks(key: str, place: str, setting: str) -> ConfigError:

@@ -19,7 +19,7 @@ NUMBER = r"[0-9.e+-]+"
 ENDINGS = {
     PRETRAIN: r"-seed[0-9]+(-fold[0-9]+)?",
     FINETUNE: rf"-labels{NUMBER}-(?P<replicate>[0-9]+)",
-    TUNE: rf"-lr{NUMBER}?(-fold(?P<fold>[0-9]+))?",
+    TUNE: rf"-lr{NUMBER}?(-warmup[0-9]+)?(-fold(?P<fold>[0-9]+))?",
 }
 """What follows an arm's name in that of a run, by sort."""
 

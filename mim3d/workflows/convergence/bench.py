@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mim3d.config.training import TrainingConfig
+from mim3d.config.training import OptimConfig, TrainingConfig
 from mim3d.config.verbs import ConvergenceConfig, PretrainConfig
 from mim3d.evaluation.convergence import Pretraining, Record
 from mim3d.foundation.atomic import write_json
@@ -34,12 +34,21 @@ from mim3d.workflows.convergence.health import (
     why_collapsed,
     why_hopeless,
 )
-from mim3d.workflows.convergence.plan import Plan, Rate, naming, rate_key, settle_rate
+from mim3d.workflows.convergence.plan import (
+    Pace,
+    Plan,
+    Rate,
+    naming,
+    rate_key,
+    read_plan,
+    settle_rate,
+)
 from mim3d.workflows.convergence.trials import (
     Before,
     Trial,
     before_of,
     finetune_config,
+    paces,
     pretrain_config,
     subjects_drawn,
     tuning_config,
@@ -130,13 +139,13 @@ class Bench:
         paid = None if before is None else self.pretraining(before)
         if paid is not None and paid.dead is not None:
             return self._record(trial, arm, paid, dead=f"pre-training `{paid.run}`: {paid.dead}")
-        rate = self.rate(arm, trial.fold)
-        config = finetune_config(arm, plan, trial, init=self._init(before), lr=rate)
+        pace = self.pace(arm, trial.fold)
+        config = finetune_config(arm, plan, trial, init=self._init(before), pace=pace)
         folder = self.out / FINETUNE / trial.name
         ended, dead = self._attempt(
             lambda reporter: finetune(config, out=str(folder), reporter=reporter), trial.name
         )
-        return self._record(trial, arm, paid, dead=dead, ended=ended, lr=config.optim.lr)
+        return self._record(trial, arm, paid, dead=dead, ended=ended, optim=config.optim)
 
     def _record(
         self,
@@ -146,10 +155,11 @@ class Bench:
         *,
         dead: str | None,
         ended: Mapping[str, Any] | None = None,
-        lr: float | None = None,
+        optim: OptimConfig | None = None,
     ) -> Record:
         """The record of a fine-tuning that ended, was given up, or was never begun."""
         folder = self.out / FINETUNE / trial.name
+        optim = optim or arm.finetune.optim
         curve = read_curve(folder)
         subjects: dict[str, str] = curve.get("subjects", {})
         looks = {int(step): values for step, values in curve.get("dice", {}).items()}
@@ -175,7 +185,8 @@ class Bench:
             zeroed=numbers.get("dice_encoder_zeroed"),
             seconds=training_seconds(folder),
             flop=(cost.steps if ended is not None else done) * cost.flop_a_step,
-            lr=arm.finetune.optim.lr if lr is None else lr,
+            lr=optim.lr,
+            warmup_steps=optim.warmup_steps,
             kind=arm.kind,
             pretraining=paid,
             dead=dead,
@@ -236,13 +247,13 @@ class Bench:
             made_by=made_by(folder),
         )
 
-    def rate(self, arm: Arm, fold: int | None) -> float | None:
+    def pace(self, arm: Arm, fold: int | None) -> Pace | None:
         """The learning rate of an arm's fine-tunings that a fold judges; None takes the config's.
 
-        Chosen among `rates` by the last checkpoint's Dice on a fifth of the training list, which
-        is that of the fold: nobody who judges has part in the choice. It is made with the first
-        label fraction and the fold's first replicate whose pre-training is alive; of equal rates
-        the first is taken.
+        Chosen among `rates`, and `warmups` where there are any, by the last checkpoint's Dice on a
+        fifth of the training list, which is that of the fold: nobody who judges has part in the
+        choice. It is made with the first label fraction and the fold's first replicate whose
+        pre-training is alive; of equal ones the first is taken.
 
         Raises:
             Busy: another process is at one of the runs that decide.
@@ -253,12 +264,17 @@ class Bench:
         key = rate_key(arm.name, fold)
         if key not in self._rates:
             trial = self._tuning_trial(arm, fold)
-            dice = {str(lr): self._tuned(arm, trial, lr) for lr in self.settings.rates}
-            best = max(self.settings.rates, key=lambda lr: dice[str(lr)])
-            rate = Rate(best, dice)
+            tried = paces(self.settings)
+            dice = {str(pace): self._tuned(arm, trial, pace) for pace in tried}
+            best = max(tried, key=lambda pace: dice[str(pace)])
+            rate = Rate(best.lr, dice, best.warmup_steps)
             self._rates[key] = settle_rate(self.out, arm.name, fold, rate, self.reporter)
-            self.reporter.say(f"{key}: learning rate {self._rates[key].lr:g}")
-        return self._rates[key].lr
+            self.reporter.say(f"{key}: learning rate {self._rates[key].pace}")
+        return self._rates[key].pace
+
+    def chosen(self) -> dict[str, Pace]:
+        """What was chosen so far, by arm, or arm and fold."""
+        return {key: rate.pace for key, rate in read_plan(self.out).rates.items()}
 
     def _tuning_trial(self, arm: Arm, fold: int | None) -> Trial:
         """The first by which a rate can be chosen; the fine-tuning that asks is one at least."""
@@ -271,17 +287,17 @@ class Bench:
                 raise _untuned(f"no learning rate could be tried: {dead.removeprefix(FAILED)}")
         raise AssertionError(f"`{arm.name}` has no living pre-training")
 
-    def _tuned(self, arm: Arm, trial: Trial, lr: float) -> float:
-        """Dice of a rate on the inner fold; -1 where the run was given up."""
+    def _tuned(self, arm: Arm, trial: Trial, pace: Pace) -> float:
+        """Dice of a pace on the inner fold; -1 where the run was given up."""
         init, fold = self._init(before_of(trial, arm, self.settings)), trial.fold
-        config = tuning_config(arm, self.plan.arms[arm.name], trial, init=init, lr=lr)
-        name = f"{arm.name}-lr{lr:g}" + ("" if fold is None else f"-fold{fold}")
+        config = tuning_config(arm, self.plan.arms[arm.name], trial, init=init, pace=pace)
+        name = f"{arm.name}-{pace.name}" + ("" if fold is None else f"-fold{fold}")
         folder = self.out / TUNE / name
         ended, dead = self._attempt(
             lambda reporter: finetune(config, out=str(folder), reporter=reporter), name
         )
         if dead is not None and dead.startswith(FAILED):
-            raise _untuned(f"learning rate {lr:g} could not be tried: {dead.removeprefix(FAILED)}")
+            raise _untuned(f"learning rate {pace} could not be tried: {dead.removeprefix(FAILED)}")
         if ended is None:
             return -1.0
         return float(ended["validation"]["validation"]["dice"])

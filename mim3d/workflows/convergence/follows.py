@@ -51,6 +51,8 @@ def settings_of(arm: Arm, settings: ConvergenceConfig) -> dict[str, Any]:
         said["rates"] = list(settings.rates)
         said["tuned_with_labels"] = settings.labels[0]
         said["tuned_per_fold"] = bool(settings.folds)
+        if settings.warmups:
+            said["warmups"] = list(settings.warmups)
     # As it will be read back: tuples are lists there.
     plain: dict[str, Any] = load(dump(said))
     return plain

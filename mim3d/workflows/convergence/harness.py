@@ -26,6 +26,7 @@ from mim3d.workflows.convergence.trials import (
     all_trials,
     before_of,
     check_starts,
+    paces,
     shard_of,
 )
 from mim3d.workflows.result import Result
@@ -225,7 +226,7 @@ def _todo(bench: Bench, arm: Arm, trials: Sequence[Trial]) -> _Todo:
     untuned = {
         trial.fold for trial in own if rate_key(arm.name, trial.fold) not in bench.plan.rates
     }
-    tunings = len(bench.settings.rates) * len(untuned)
+    tunings = len(paces(bench.settings)) * len(untuned)
     looks = len(plan.grid) + 1  # the audit looks once more
     seconds = len(own) * (plan.finetune.seconds + looks * plan.look_seconds)
     seconds += tunings * plan.finetune.seconds

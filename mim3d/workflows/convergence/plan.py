@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mim3d.config.training import OptimConfig
 from mim3d.foundation.atomic import write_json
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import UserError
@@ -85,16 +86,52 @@ class ArmPlan:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast a fine-tuning learns, as far as a benchmark chooses it.
+
+    Args:
+        lr: learning rate.
+        warmup_steps: until it is reached; None is what the config says.
+    """
+
+    lr: float
+    warmup_steps: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the run that tries it, behind the arm's."""
+        return f"lr{self.lr:g}" + (
+            "" if self.warmup_steps is None else f"-warmup{self.warmup_steps}"
+        )
+
+    def over(self, optim: OptimConfig) -> OptimConfig:
+        """A config with it."""
+        warmup = optim.warmup_steps if self.warmup_steps is None else self.warmup_steps
+        return replace(optim, lr=self.lr, warmup_steps=warmup)
+
+    def __str__(self) -> str:
+        warmup = "" if self.warmup_steps is None else f", warm-up {self.warmup_steps}"
+        return f"{self.lr}{warmup}"
+
+
+@dataclass(frozen=True)
 class Rate:
     """The learning rate of an arm's fine-tunings, or of those that one fold judges.
 
     Args:
         lr: chosen.
-        dice: on the inner fold, of each rate that was tried.
+        dice: on the inner fold, of each pace that was tried.
+        warmup_steps: chosen with it; None where only rates were tried.
     """
 
     lr: float
     dice: dict[str, float]
+    warmup_steps: int | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """What was chosen."""
+        return Pace(self.lr, self.warmup_steps)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mim3d.foundation.shard import Shard
 from mim3d.workflows.assembly import store_of
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.begun import TUNE, Begun, begun
-from mim3d.workflows.convergence.plan import ArmPlan, rate_key
+from mim3d.workflows.convergence.plan import ArmPlan, Pace, rate_key
 from mim3d.workflows.initial import SCRATCH
 
 INNER_FOLD = 0
@@ -75,7 +75,13 @@ def all_trials(arms: Sequence[Arm], settings: ConvergenceConfig) -> tuple[Trial,
         if getattr(settings, key) < 1:
             value = getattr(settings, key)
             raise ConfigError(f"`convergence.{key}` is {value}, expected 1 or more", code="range")
-    for key in ("labels", "folds", "rates"):
+    if settings.warmups and not settings.rates:
+        raise ConfigError(
+            "`convergence.warmups` are tried with learning rates, and `convergence.rates` has none",
+            remedy="list the rates too, one at least",
+            code="range",
+        )
+    for key in ("labels", "folds", "rates", "warmups"):
         listed = [str(value) for value in getattr(settings, key)]  # 1 subject, 1.0 of them
         if len(set(listed)) < len(listed) or (key == "labels" and not listed):
             raise ConfigError(
@@ -127,6 +133,12 @@ def tuning_trials(arm: Arm, fold: int | None, settings: ConvergenceConfig) -> tu
     )
 
 
+def paces(settings: ConvergenceConfig) -> tuple[Pace, ...]:
+    """All that a benchmark chooses from; none where it chooses nothing."""
+    warmups: tuple[int | None, ...] = settings.warmups or (None,)
+    return tuple(Pace(lr, warmup) for lr in settings.rates for warmup in warmups)
+
+
 def sees_judges(settings: ConvergenceConfig) -> bool:
     """Whether pre-trainings have the volumes of subjects that judge a fold, never their labels."""
     return bool(settings.folds) and not settings.pretrain_per_fold
@@ -148,7 +160,7 @@ def pretrain_config(
 
 
 def finetune_config(
-    arm: Arm, plan: ArmPlan, trial: Trial, *, init: Path | None, lr: float | None
+    arm: Arm, plan: ArmPlan, trial: Trial, *, init: Path | None, pace: Pace | None
 ) -> FinetuneConfig:
     """The config of a fine-tuning.
 
@@ -157,14 +169,14 @@ def finetune_config(
         plan: what was decided for it.
         trial: which.
         init: folder of the pre-training; None takes what the arm says, mostly scratch.
-        lr: learning rate; None takes the config's.
+        pace: that was chosen; None takes the config's.
     """
     config = arm.finetune
     return replace(
         config,
         init=(config.init or SCRATCH) if init is None else str(init),
         data=replace(config.data, labels=trial.labels, fold=trial.fold),
-        optim=config.optim if lr is None else replace(config.optim, lr=lr),
+        optim=config.optim if pace is None else pace.over(config.optim),
         training=replace(
             config.training,
             steps=plan.finetune.steps,
@@ -228,10 +240,10 @@ def subjects_drawn(data: DataConfig, replicate: int) -> int:
 
 
 def tuning_config(
-    arm: Arm, plan: ArmPlan, trial: Trial, *, init: Path | None, lr: float
+    arm: Arm, plan: ArmPlan, trial: Trial, *, init: Path | None, pace: Pace
 ) -> FinetuneConfig:
     """A fine-tuning by which a rate is chosen: the validation list is not looked at."""
-    config = finetune_config(arm, plan, trial, init=init, lr=lr)
+    config = finetune_config(arm, plan, trial, init=init, pace=pace)
     return replace(
         config,
         data=replace(config.data, inner_fold=INNER_FOLD),

@@ -205,6 +205,13 @@ def test_what_another_setting_decides_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"`optim\.lr` in arm `scratch`") as caught:
         arms_of(tmp_path, rate, rates=[0.1, 0.2])
     assert "`convergence.rates`" in caught.value.remedy
+    with pytest.raises(ConfigError, match=r"`optim\.warmup_steps` in arm `scratch`"):
+        arms_of(
+            tmp_path,
+            "  scratch: {finetune: {optim: {warmup_steps: 7}}}\n",
+            rates=[0.1],
+            warmups=[0, 5],
+        )
     with pytest.raises(ConfigError, match=r"`training\.steps` in arm `long`"):
         arms_of(tmp_path, long)
 

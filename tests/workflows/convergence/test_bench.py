@@ -331,6 +331,32 @@ def test_each_fold_has_a_rate_of_its_own_that_nobody_who_judges_it_chose(tmp_pat
     assert "for each arm and fold by itself" in about(bench)["learning rate"]
 
 
+def test_a_warm_up_is_chosen_together_with_the_rate(tmp_path, fakes):
+    settings = {"rates": (0.001, 0.01), "warmups": (0, 30), "labels": (5,)}
+    fakes.dice |= {
+        "scratch-lr0.001-warmup0": 0.5, "scratch-lr0.001-warmup30": 0.6,
+        "scratch-lr0.01-warmup0": 0.2, "scratch-lr0.01-warmup30": 0.7,
+    }  # fmt: skip
+    bench = bench_in(tmp_path, **settings)
+
+    record = bench.make(Trial("scratch", 5, 0, None))
+
+    assert (record.lr, record.warmup_steps) == (0.01, 30)
+    tried = fakes.configs["scratch-lr0.001-warmup0"].optim
+    assert (tried.lr, tried.warmup_steps) == (0.001, 0)
+    made = fakes.configs["scratch-labels5-0"].optim
+    assert (made.lr, made.warmup_steps) == (0.01, 30)
+    assert made == replace(FinetuneConfig().optim, lr=0.01, warmup_steps=30)
+    assert read_plan(tmp_path).rates["scratch"].dice["0.01, warm-up 30"] == 0.7
+    assert about(bench)["chosen learning rates"] == "`scratch` 0.01, warm-up 30"
+    assert "each with a warm-up of 0, 30 steps" in about(bench)["learning rate"]
+    fakes.begun.clear()
+    again = bench_in(tmp_path, **settings)
+    again._rates = dict(read_plan(tmp_path).rates)
+    assert again.make(Trial("scratch", 5, 1, None)).warmup_steps == 30
+    assert fakes.begun == ["scratch-labels5-1"]
+
+
 def test_a_rate_is_chosen_with_the_first_pre_training_that_is_alive(tmp_path, fakes):
     fakes.raises["mae-seed0"] = [StoppedError("not finite")]
     fakes.dice |= {"mae-lr0.001": 0.5, "mae-lr0.01": 0.7}

@@ -36,7 +36,15 @@ def test_one_subject_and_all_of_them_are_two_label_fractions():
 
 
 @pytest.mark.parametrize(
-    "change", [{"labels": ()}, {"labels": (5, 5)}, {"replicates": 0}, {"rates": (0.1, 0.1)}]
+    "change",
+    [
+        {"labels": ()},
+        {"labels": (5, 5)},
+        {"replicates": 0},
+        {"rates": (0.1, 0.1)},
+        {"warmups": (3,)},
+        {"warmups": (3, 3), "rates": (0.1,)},
+    ],
 )
 def test_a_matrix_that_makes_no_sense_is_refused(change):
     with pytest.raises(ConfigError, match=f"`convergence.{next(iter(change))}`"):
