@@ -6,7 +6,7 @@ Stores and networks count classes by index; every file written carries the value
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,18 @@ class ClassTable:
     def count(self) -> int:
         """Number of classes, background included."""
         return len(self.values)
+
+    @property
+    def scored(self) -> tuple[tuple[int, str], ...]:
+        """Value and name of every class but the background and what is left out."""
+        rows = zip(self.values[1:], self.names[1:], strict=True)
+        return tuple((value, name) for value, name in rows if value != self.ignore_value)
+
+    def ignoring(self, value: int | None) -> ClassTable:
+        """The same with a class that a run leaves out; what a store leaves out stays."""
+        if value is None or self.ignore_value is not None:
+            return self
+        return replace(self, ignore_value=value)
 
     def to_index(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Replaces values by indices.

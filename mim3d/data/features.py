@@ -16,6 +16,7 @@ CSV: one row a volume with the same columns, or one row a patch.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -136,12 +137,13 @@ def _write_h5(
     about: Mapping[str, Any],
 ) -> None:
     width = len(first.volume)
-    with h5py.File(path, "w") as file:
+    with _Patient(path) as disk, h5py.File(disk, "w") as file:
         file.attrs.update({"format": FORMAT, **about})
         tables = _Tables(file, width, level)
         rows: list[CaseFeatures] = []
         for case in _chained(first, others):
             tables.add(case)
+            disk.check()
             # Patches are on the disk by now.
             rows.append(
                 CaseFeatures(case.case_id, case.volume, case.class_token,
@@ -160,6 +162,49 @@ def _write_h5(
             values = [row.targets.get(name, math.nan) for row in rows]
             file.require_group("targets").create_dataset(name, data=np.array(values, np.float64))
         tables.close()
+
+
+class _Patient(io.FileIO):
+    """A file for HDF5, which ends the process where a disk does not take what it writes.
+
+    It hears nothing of that; `check`, and closing, raise what was wrong.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        size = memoryview(data).nbytes
+        if self._failed is None:
+            try:
+                return self._written(memoryview(data).cast("B"))
+            except OSError as error:
+                self._failed = error
+        self.seek(size, io.SEEK_CUR)
+        return size
+
+    def _written(self, data: memoryview) -> int:
+        done = 0
+        while done < len(data):  # a disk that is nearly full takes a part
+            done += super().write(data[done:])
+        return done
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._failed = self._failed or error
+            return self.tell() if size is None else size
+
+    def check(self) -> None:
+        """Raises what the disk refused since the file was opened."""
+        if self._failed is not None:
+            raise self._failed
+
+    def close(self) -> None:
+        super().close()
+        self.check()
 
 
 class _Tables:

@@ -51,9 +51,8 @@ def is_label_file(path: Path) -> bool:
 
 
 def of_classes(classes: ClassTable) -> tuple[Structure, ...]:
-    """Every class but the background."""
-    rows = zip(classes.values[1:], classes.names[1:], strict=True)
-    return tuple(Structure(name, (value,)) for value, name in rows)
+    """Every class but the background and what is left out."""
+    return tuple(Structure(name, (value,)) for value, name in classes.scored)
 
 
 def of_regions(scheme: RegionScheme) -> tuple[Structure, ...]:

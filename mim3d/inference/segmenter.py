@@ -34,6 +34,15 @@ WINDOW_STEP = 16
 """Such a window is a multiple of this, which suits patches and networks that halve four times."""
 
 
+def output_pairs(
+    values: Sequence[tuple[int, int]], classes: ClassTable | None
+) -> tuple[tuple[int, int], ...]:
+    """Output channels of pairs of label values (left, right); without a table these are they."""
+    if classes is None:
+        return tuple(values)
+    return tuple((classes.values.index(a), classes.values.index(b)) for a, b in values)
+
+
 @dataclass(frozen=True, eq=False)
 class Segmenter:
     """A trained network with all that its run knew.
@@ -79,12 +88,9 @@ class Segmenter:
     @property
     def swaps(self) -> tuple[tuple[int, int], ...]:
         """Pairs of output channels that change places in a mirror along x."""
-        if self.regions is not None or not self.swap_on_flip:
+        if self.regions is not None:
             return ()
-        if self.classes is None:
-            return self.swap_on_flip
-        places = {value: index for index, value in enumerate(self.classes.values)}
-        return tuple((places[left], places[right]) for left, right in self.swap_on_flip)
+        return output_pairs(self.swap_on_flip, self.classes)
 
     @property
     def takes_some(self) -> bool:

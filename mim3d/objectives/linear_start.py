@@ -85,8 +85,9 @@ def start_linearly(
         raise UserError(
             f"a linear start needs {FEWEST_TOKENS} tokens with labels in every cell, {count} were "
             f"found in {sum(len(batch.case_ids) for batch in batches)} crops",
-            remedy="use `--decoder.direct none`, or place crops on labels with "
-            "`--data.placement label`",
+            remedy="use `--decoder.direct none`, or crops with more labels: placed on them "
+            "(`--data.placement label`), of volumes no thinner than a cell, "
+            f"{' x '.join(map(str, _cell(network.encoder.patch, path.cells)))} voxels",
             code="linear-start",
         )
 
@@ -246,7 +247,7 @@ def cell_shares(
     Returns:
         `b n c k` float32, and `b n` bool, whether every cell holds a labelled voxel.
     """
-    x, y, z = (edge // count for edge, count in zip(patch, cells, strict=True))
+    x, y, z = _cell(patch, cells)
     patches = patchify(labels[:, None], patch)
     b, n, _ = patches.shape
     boxes = patches.reshape(b, n, cells[0], x, cells[1], y, cells[2], z)
@@ -266,6 +267,12 @@ def _entropy(path: DirectPath, logits: Tensor, shares: Tensor, *, is_each: bool)
     if is_each:
         return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / k
     return -(logits.log_softmax(1) * truth).sum()
+
+
+def _cell(patch: Triple, cells: Triple) -> Triple:
+    """Voxels of a cell of a token."""
+    x, y, z = (edge // count for edge, count in zip(patch, cells, strict=True))
+    return x, y, z
 
 
 def _silence(decoder: nn.Module) -> None:

@@ -59,7 +59,7 @@ def load_segmenter(
     regions = scheme_of(config, classes)
     return replace(
         _model(network, found, run, device, precision),
-        classes=classes,
+        classes=classes.ignoring(config.data.ignore_label),
         regions=regions,
         swap_on_flip=config.augmentation.swap_on_flip,
         # Of crops of several sizes training cut all padding away.

@@ -136,6 +136,8 @@ def rule_of(
     except ValueError as error:
         raise _damaged(run, f"its preparation is none ({error})") from error
     rule = VolumeRule.from_json(stored)
+    if None in (rule.modalities or ()):  # a store of several, where each case decides
+        modalities = rule.modalities
     if window_hu is None:
         return replace(rule, modalities=modalities)
     return replace(rule, modalities=modalities, window_hu=window_hu)

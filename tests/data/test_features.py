@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -123,3 +125,34 @@ def test_other_endings_and_a_csv_of_both_are_refused():
     with pytest.raises(UserError, match="one kind of row"):
         ending_of("features.csv", "both")
     assert ending_of("Features.HDF5", "both") == ".h5"
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from mim3d.data.features import CaseFeatures, write_features
+from mim3d.foundation.errors import DiskError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+token, many = np.zeros(64, np.float32), np.zeros((40, 64), np.float32)
+cases = (CaseFeatures(str(i), token, token, many, np.zeros((40, 3))) for i in range(60))
+try:
+    write_features(sys.argv[1], cases, level=sys.argv[2], about={})
+except DiskError as error:
+    print(error.exit_code, error)
+"""
+
+
+@pytest.mark.parametrize("level", ["both", "volume"])
+def test_a_disk_that_is_full_is_an_error_and_no_end_of_the_process(tmp_path, level):
+    path = tmp_path / "features.h5"
+
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path), level], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("5 ")
+    assert "features.h5" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from preparing import PLANTED, RULE, all_files, config_with, quarantine, voxel_files, write_nifti
 
+from mim3d.data.files.reading import read_volume
 from mim3d.data.phantom import make_volume
 from mim3d.data.prepare import prepare_store
+from mim3d.data.prepare.volume import prepare_volume
 from mim3d.data.store import Store
 from mim3d.foundation.errors import UserError
+from mim3d.workflows.run_record import rule_of
 
 # A source that is gone for a moment
 
@@ -143,6 +146,28 @@ def test_a_cohort_of_both_modalities_is_kept_by_a_second_run(tmp_path):
 
     assert (len(again.kept), again.prepared) == (3, ())
     assert voxel_files(tmp_path / "store") == voxels
+
+
+def test_a_volume_is_taken_as_the_cases_of_a_cohort_of_both_modalities_were(tmp_path):
+    """Most are MR here: a CT must not be normalised as one by whoever goes by the store."""
+    hounsfield = np.random.default_rng(1).integers(-1000, 900, (24, 22, 20)).astype(np.int16)
+    write_nifti(tmp_path / "in/ct.nii.gz", hounsfield)
+    for name in ("mr_1", "mr_2"):
+        write_nifti(tmp_path / f"in/{name}.nii.gz", make_volume(1, 0, RULE)[0][0])
+    prepare_store(tmp_path / "in", tmp_path / "store", config_with())
+    store = Store(tmp_path / "store")
+    record = {"preparation": store.preparation, "modalities": list(store.modalities)}
+
+    rule = rule_of(None, json.loads(json.dumps(record)), "run")
+
+    kinds = {name: store.modalities_of(name) for name in ("ct", "mr_1", "mr_2")}
+    assert kinds == {"ct": ("ct",), "mr_1": ("other",), "mr_2": ("other",)}
+    assert store.modalities == ("other",)
+    for name, kind in kinds.items():
+        found = prepare_volume(read_volume(tmp_path / f"in/{name}.nii.gz"), rule, case_id=name)
+        sidecar = json.loads((tmp_path / f"store/cases/{name}.json").read_text())
+        assert found.facts["modalities"] == list(kind)
+        assert found.facts == sidecar["facts"]
 
 
 def test_records_of_the_first_version_are_renewed_by_preparing_again(cohort, tmp_path):

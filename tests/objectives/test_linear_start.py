@@ -216,7 +216,8 @@ def test_where_hardly_anything_is_labelled_it_is_refused() -> None:
     crops.labels[:] = IGNORE_INDEX
     made = task()
 
-    with pytest.raises(UserError, match="0 were found"):
+    with pytest.raises(UserError, match="0 were found") as caught:
         start_linearly(made, [crops])
 
     assert made.network.direct.linear.weight.isfinite().all()
+    assert "no thinner than a cell, 2 x 2 x 1 voxels" in str(caught.value.remedy)

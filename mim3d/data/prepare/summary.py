@@ -80,7 +80,11 @@ def rebuild(folder: Path | str) -> dict[str, Any]:
         "channel_names": _channel_names(cohort, modalities),
         "modalities": modalities,
         "classes": None if classes is None else classes.as_json(),
-        "preparation": {**cohort["preparation"], "format": FORMAT, "modalities": modalities},
+        "preparation": {
+            **cohort["preparation"],
+            "format": FORMAT,
+            "modalities": _decided(good, modalities),
+        },
         "validation": _who_decided(cohort),
         "versions": versions(),
         QUARANTINE: hashlib.sha256(utf8(table)).hexdigest(),
@@ -147,6 +151,15 @@ def _modalities(good: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each channel is in most cases."""
     columns = zip(*(sidecar["facts"]["modalities"] for sidecar in good), strict=True)
     return [Counter(column).most_common(1)[0][0] for column in columns]
+
+
+def _decided(good: Sequence[Mapping[str, Any]], modalities: Sequence[str]) -> list[str | None]:
+    """What a further volume's channels are taken for; None where each decides by its values."""
+    columns = zip(*(sidecar["facts"]["modalities"] for sidecar in good), strict=True)
+    return [
+        most if len(set(column)) == 1 else None
+        for most, column in zip(modalities, columns, strict=True)
+    ]
 
 
 def _channel_names(cohort: Mapping[str, Any], modalities: Sequence[str]) -> list[str]:

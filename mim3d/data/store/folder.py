@@ -118,7 +118,10 @@ class Store:
     def modalities_of(self, case_id: str) -> tuple[str, ...]:
         """`ct`, `mr` or `other`, one a channel, of one case."""
         self.entry(case_id)
-        return self.modalities
+        if None not in self.preparation.get("modalities", ()):
+            return self.modalities
+        facts = read_json(sidecar_path(self.path, case_id))["facts"]
+        return tuple(map(str, facts["modalities"]))
 
     def strata(self, cases: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """The cases of each store that this one is made of, by its name."""

@@ -98,7 +98,8 @@ class JoinedStore(Store):
     def modalities_of(self, case_id: str) -> tuple[str, ...]:
         """`ct`, `mr` or `other`, one a channel, of the store that a case lies in."""
         self.entry(case_id)
-        return self.members[self._origin[case_id][0]].modalities
+        member, own_id = self._origin[case_id]
+        return self.members[member].modalities_of(own_id)
 
     def strata(self, cases: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """The cases of each store, by its name."""

@@ -16,10 +16,12 @@ from mim3d.data.classes import IGNORE_INDEX, ClassTable
 from mim3d.data.feed import Feed
 from mim3d.data.regions import RegionScheme
 from mim3d.data.store import Store, StoreCase
+from mim3d.evaluation.described import of_classes, of_regions
 from mim3d.evaluation.overlap import Structure, dice, index_maps, meetings, sizes
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.inference.blinding import blind
+from mim3d.inference.segmenter import output_pairs
 from mim3d.inference.sliding_window import slabs
 from mim3d.inference.windows import check_inference, fitted, plan_sweep
 from mim3d.models.unetr import UNETR
@@ -135,6 +137,7 @@ Look = Callable[[Task, Sequence[str]], Scores]
 def _look(
     config: FinetuneConfig, store: Store, classes: ClassTable, scheme: RegionScheme | None
 ) -> Look:
+    classes = classes.ignoring(config.data.ignore_label)
     structures = structures_of(classes, scheme)
     window = config.inference.window or config.data.crop_size
     check_inference(config.inference)
@@ -167,11 +170,8 @@ def network_in(task: Task) -> UNETR:
 
 
 def structures_of(classes: ClassTable, scheme: RegionScheme | None) -> tuple[Structure, ...]:
-    """What is scored: every class but the background, or every region."""
-    if scheme is not None:
-        return tuple(Structure(name, tuple(values)) for name, values in scheme.regions.items())
-    pairs = zip(classes.names[1:], classes.values[1:], strict=True)
-    return tuple(Structure(name, (value,)) for name, value in pairs)
+    """What is scored: every class but the background and what is left out, or every region."""
+    return of_classes(classes) if scheme is None else of_regions(scheme)
 
 
 def _case_dice(
@@ -192,11 +192,10 @@ def _case_dice(
     x, y, z = size
     window = fitted(window, (x, y, z)) if config.data.crop_sizes else window
     sweep = plan_sweep((x, y, z), window, config.inference.overlap)
+    swaps = () if scheme else output_pairs(config.augmentation.swap_on_flip, classes)
     # Rows of labels as they come: the logits of all classes of a whole volume may not fit.
-    rows = [
-        to_values(slab.sums, classes, scheme)
-        for slab in slabs(voxels, network, config.inference, sweep, spacing_mm=case.spacing_mm)
-    ]
+    found = slabs(voxels, network, config.inference, sweep, spacing_mm=case.spacing_mm, swaps=swaps)
+    rows = [to_values(slab.sums, classes, scheme) for slab in found]
     prediction = np.concatenate(rows, axis=sweep.axis)
     return dice_by_structure(prediction, labels, structures, classes)
 
@@ -216,6 +215,8 @@ def dice_by_structure(
         classes: the store's table.
     """
     ignored = labels == IGNORE_INDEX
+    if classes.ignore_value in classes.values:  # left out by the run, and a class of the store
+        ignored |= labels == classes.values.index(classes.ignore_value)
     reference = classes.to_value(np.where(ignored, 0, labels))
     prediction[ignored] = 0
     maps = index_maps(reference, prediction)
