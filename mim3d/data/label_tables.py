@@ -40,9 +40,27 @@ class LabelTable:
     colours: Mapping[int, Rgb] = field(default_factory=dict)
     ignore_value: int | None = None
 
-    def as_classes(self) -> ClassTable:
-        """The class table of these values."""
-        return ClassTable.from_values(self.names, self.names, self.ignore_value, self.colours)
+    def as_classes(self, where: Path | None = None) -> ClassTable:
+        """The class table of these values.
+
+        Args:
+            where: the file that said it, for messages.
+
+        Raises:
+            UserError: two values of one name: results go by names.
+        """
+        table = ClassTable.from_values(self.names, self.names, self.ignore_value, self.colours)
+        known: dict[str, int] = {}
+        for value, name in zip(table.values, table.names, strict=True):
+            if known.setdefault(name, value) != value:
+                raise UserError(
+                    f"the label values {known[name]} and {value} are both called `{name}`",
+                    where=None if where is None else str(where),
+                    remedy="give each a name of its own, or write one value for both into the "
+                    "label maps",
+                    code="same-name",
+                )
+        return table
 
 
 def find_label_table(folders: Iterable[Path]) -> Path | None:

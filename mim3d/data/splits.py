@@ -144,7 +144,16 @@ def inner_split(
 
     Returns:
         The cases to train on, and the cases to choose by.
+
+    Raises:
+        ConfigError: the fraction is not in [0, 1).
     """
+    if not 0 <= fraction < 1:
+        raise ConfigError(
+            f"`data.selection_fraction` is {fraction}, expected 0 to below 1",
+            remedy="a fifth of the training subjects is `--data.selection_fraction 0.2`",
+            code="range",
+        )
     listed = tuple(cases)
     order = _shuffled({store.subject(case) for case in listed}, seed, "inner split")
     count = min(ceil(Fraction(str(fraction)) * len(order)), len(order) - 1)

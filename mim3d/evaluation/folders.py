@@ -24,6 +24,7 @@ from mim3d.evaluation.described import (
     read_dataset_json,
     read_labels_json,
 )
+from mim3d.evaluation.intervals import check_evaluation
 from mim3d.evaluation.overlap import Structure
 from mim3d.evaluation.results import Results
 from mim3d.evaluation.surface import diagonal_mm
@@ -69,8 +70,10 @@ def evaluate_folder(
         reporter: told how far it is.
 
     Raises:
-        UserError: nothing to compare, a label without prediction, two grids, or a foreign value.
+        UserError: nothing to compare, a label without prediction, two grids, a foreign value, or
+            a setting out of its range.
     """
+    check_evaluation(config)
     reporter = reporter or Silent()
     guesses, beside_guesses = _listed(_existing(predictions))
     references, beside_labels = _listed(_existing(labels))

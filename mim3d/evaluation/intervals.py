@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mim3d.config.inference import EvaluationConfig
+from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import generator
 
 Array = NDArray[np.float64]
 CHUNK = 2_000_000
 """Weights in memory at once: 16 MB."""
+MOST_RESAMPLES = 1_000_000
+
+
+def check_evaluation(config: EvaluationConfig) -> None:
+    """Raises `ConfigError` for intervals that cannot be drawn, and for a tolerance that is none."""
+    if not 0 <= config.nsd_tolerance_mm < math.inf:
+        raise ConfigError(
+            f"`evaluation.nsd_tolerance_mm` is {config.nsd_tolerance_mm:g}, expected 0 mm or more",
+            remedy="leave it out for 1 mm",
+            code="nsd-tolerance",
+        )
+    if not 1 <= config.resamples <= MOST_RESAMPLES:
+        raise ConfigError(
+            f"`evaluation.resamples` is {config.resamples}, expected 1 to {MOST_RESAMPLES:,}",
+            remedy="leave it out for 2,000",
+            code="resamples",
+        )
+    if not 0 < config.confidence < 1:
+        raise ConfigError(
+            f"`evaluation.confidence` is {config.confidence:g}, expected above 0 and below 1",
+            remedy="95 % is `--evaluation.confidence 0.95`",
+            code="confidence",
+        )
 
 
 @dataclass(frozen=True)

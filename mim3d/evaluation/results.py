@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 
 from mim3d.config.values import convert
 from mim3d.evaluation.cases import CONVENTION, Counted, Score
-from mim3d.evaluation.intervals import group_by_subject, interval, resampled_means, row_means
+from mim3d.evaluation.intervals import (
+    MOST_RESAMPLES,
+    group_by_subject,
+    interval,
+    resampled_means,
+    row_means,
+)
 from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.documents import read_document
 from mim3d.foundation.errors import UserError
 from mim3d.foundation.versions import versions
 
 FORMAT = 1
-MOST_RESAMPLES = 1_000_000
 METRICS = ("dice", "hd95_mm", "nsd")
 MEAN = "mean"
 """Name of the row that averages over the structures."""

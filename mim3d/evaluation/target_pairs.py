@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mim3d.config.inference import EvaluationConfig
 from mim3d.data.cohort.cases import listed
+from mim3d.evaluation.intervals import check_evaluation
 from mim3d.evaluation.known import Known, read_known
 from mim3d.evaluation.predictions import Prediction, read_predictions
 from mim3d.evaluation.targets import Judged, TargetResults
@@ -39,8 +40,10 @@ def evaluate_targets(
         reporter: told what is left out.
 
     Raises:
-        UserError: nothing to compare, a case without prediction, a class that was not predicted.
+        UserError: nothing to compare, a case without prediction, a class that was not predicted, or
+            a setting out of its range.
     """
+    check_evaluation(config)
     reporter = reporter or Silent()
     known = read_known(labels)
     targets: dict[str, dict[str, Prediction]] = {}

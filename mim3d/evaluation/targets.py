@@ -21,9 +21,9 @@ from mim3d.evaluation.classification import (
     score_classes,
     score_labels,
 )
+from mim3d.evaluation.intervals import MOST_RESAMPLES
 from mim3d.evaluation.predictions import PROBABILITY, plain
 from mim3d.evaluation.regression import NumberScores, score_numbers
-from mim3d.evaluation.results import MOST_RESAMPLES
 from mim3d.foundation.atomic import write_json, write_text
 from mim3d.foundation.documents import DocumentError, read_document
 from mim3d.foundation.errors import UserError

@@ -7,11 +7,12 @@ and `labels.json` for programs, which `mim3d evaluate` reads.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mim3d.data.classes import ClassTable
 from mim3d.data.regions import RegionScheme
-from mim3d.foundation.atomic import write_json, write_text
+from mim3d.foundation.atomic import write_text
 
 ITKSNAP_HEAD = """\
 ################################################
@@ -44,13 +45,21 @@ def write_label_files(
     Returns:
         The three files.
     """
-    folder = Path(folder)
-    paths = (folder / "labels.json", folder / "labels.itksnap.txt", folder / "labels.ctbl")
+    texts = label_texts(classes, regions)
+    for name, text in texts.items():
+        write_text(Path(folder) / name, text)
+    first, second, third = (Path(folder) / name for name in texts)
+    return first, second, third
+
+
+def label_texts(classes: ClassTable, regions: RegionScheme | None = None) -> dict[str, str]:
+    """What `write_label_files` writes, by the files' names."""
     said = {**classes.as_json(), "regions": None if regions is None else regions.name}
-    write_json(paths[0], said)
-    write_text(paths[1], itksnap_text(classes))
-    write_text(paths[2], slicer_text(classes))
-    return paths
+    return {
+        "labels.json": json.dumps(said, indent=1, allow_nan=False) + "\n",
+        "labels.itksnap.txt": itksnap_text(classes),
+        "labels.ctbl": slicer_text(classes),
+    }
 
 
 def itksnap_text(classes: ClassTable) -> str:

@@ -103,7 +103,11 @@ def completed(
         channels: channels of the store; an encoder that names its contrasts has as many as these.
         crop_size: voxels of a training crop.
         spacing_mm: median spacing of the cohort.
+
+    Raises:
+        ConfigError: a number with which no encoder can be built.
     """
+    check_numbers(config)
     return replace(
         config,
         channels=config.channels or len(config.contrasts) or channels,

@@ -55,6 +55,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, check: Callable[[], None] | None = None) -> None:
         self.folder = folder
+        self.are_anothers = False
+        """Whether those that are there belong to a run that this one will replace."""
         self._check = check
 
     def find(self, which: str = "last") -> Path | None:
@@ -64,7 +66,7 @@ class Checkpoints:
             UserError: it points at something else than a checkpoint of this run.
         """
         link = self.folder / which
-        if not link.is_symlink():
+        if self.are_anothers or not link.is_symlink():
             return None
         name = os.readlink(link)
         if not STEP.fullmatch(name):

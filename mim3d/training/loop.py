@@ -109,6 +109,13 @@ def fit(
         raise
 
 
+REMEDIES = {
+    "optim.clip": "a norm above 0, or `--optim.clip null` not to clip",
+    "optim.betas": "two numbers from 0 to below 1, such as `--optim.betas 0.9,0.95`",
+    "training.threads": "1 or more, or `--training.threads null` for torch's choice",
+}
+
+
 def check_numbers(optim: OptimConfig, training: TrainingConfig) -> None:
     """Raises `ConfigError` for numbers with which nothing can be trained."""
     wrong = {
@@ -117,8 +124,11 @@ def check_numbers(optim: OptimConfig, training: TrainingConfig) -> None:
         "training.accumulation": training.accumulation < 1,
         "training.checkpoint_every": training.checkpoint_every < 1,
         "training.log_every": training.log_every < 1,
+        "training.threads": training.threads is not None and training.threads < 1,
         "training.collective_timeout_seconds": not training.collective_timeout_seconds > 0,
         "optim.lr": optim.lr < 0,
+        "optim.betas": not all(0 <= beta < 1 for beta in optim.betas),
+        "optim.clip": optim.clip is not None and not optim.clip > 0,
         "optim.ema": not 0 <= optim.ema < 1,
         "optim.warmup_steps": optim.warmup_steps < 0,
         "optim.weight_decay": optim.weight_decay < 0,
@@ -128,7 +138,11 @@ def check_numbers(optim: OptimConfig, training: TrainingConfig) -> None:
         if is_wrong:
             section, name = key.split(".")
             value = getattr({"training": training, "optim": optim}[section], name)
-            raise ConfigError(f"`{key}` is {value}, with which nothing trains", code="range")
+            raise ConfigError(
+                f"`{key}` is {value}, with which nothing trains",
+                remedy=REMEDIES.get(key),
+                code="range",
+            )
 
 
 class _Loop:

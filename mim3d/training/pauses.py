@@ -80,6 +80,7 @@ class Pauses:
     def open(self) -> None:
         """Opens the log where the run stands, and says what there is to say of the run."""
         position = self._position
+        self._run.begin()
         if self._run.writes:
             self._log = Log(self._run.folder, position.step, is_closed=position.is_closed)
         if self._run.note and self._machine.is_first:

@@ -6,7 +6,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,17 +61,22 @@ class Run:
         folder: the run's.
         writes: whether this process is the one that writes.
         is_done: whether an earlier command finished the run.
+        replaces: whether what is there belongs to another run, which stays until this one begins.
     """
 
-    def __init__(self, folder: Path, *, writes: bool = True, is_done: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, writes: bool = True, is_done: bool = False, replaces: bool = False
+    ) -> None:
         self.folder = folder
         self.writes = writes
         self.is_done = is_done
-        self.checkpoints = Checkpoints(folder / "checkpoints", self._check_owner)
+        self.checkpoints = Checkpoints(folder / "checkpoints", self.begin)
+        self.checkpoints.are_anothers = replaces
         self.note: str | None = None
         """What is worth telling of how the run was found: a stale lock, leftovers."""
         self._lock: FolderLock | None = None
         self._is_trained = False
+        self._waiting: list[Callable[[], None]] = []
 
     @classmethod
     def create_or_continue(
@@ -90,7 +96,8 @@ class Run:
             config: resolved; nested mappings of what JSON can hold.
             defaults: the same of a config that says nothing: what a setting meant in a run of a
                 version that did not know it.
-            overwrite: begin again where a run stands; a folder that is no run is never removed.
+            overwrite: begin again where a run stands, which is removed by `begin`; a folder that is
+                no run is never removed.
 
         Returns:
             The run, locked unless it is done.
@@ -112,7 +119,9 @@ class Run:
             return opened[0].is_done
 
         is_done = machine.first(open_first)
-        return opened[0] if opened else cls(folder, writes=False, is_done=is_done)
+        if opened:
+            return opened[0]
+        return cls(folder, writes=False, is_done=is_done, replaces=overwrite)
 
     @classmethod
     def _open(
@@ -130,11 +139,12 @@ class Run:
             if read_status(folder).get("state") == "done":
                 return cls(folder, is_done=True)
         make_folder(folder)
-        run = cls(folder)
+        run = cls(folder, replaces=overwrite)
         run._lock = FolderLock(folder)
         run._lock.take()
         try:
-            run._prepare(config, overwrite)
+            # To replace a run waits for `begin`: until then config or device may be refused.
+            run._write(partial(run._prepare, config, overwrite))
         except BaseException:
             run._lock.release()
             raise
@@ -152,6 +162,24 @@ class Run:
         write_json(self.folder / VERSIONS, versions())
         if overwrite or not (self.folder / CONFIG).is_file():
             write_text(self.folder / CONFIG, dump(config))
+
+    def begin(self) -> None:
+        """Makes sure that the folder is this run's, and removes the run that it replaces.
+
+        Called in every process when training begins, and before every checkpoint and status.
+
+        Raises:
+            DiskError: the folder is gone.
+            UserError: another process has taken it over.
+        """
+        if self._lock is not None:
+            check_there(self.folder / STATUS)
+            self._lock.check()
+        if not self.checkpoints.are_anothers:
+            return
+        self.checkpoints.are_anothers = False
+        for write in self._waiting:
+            self._write(write)
 
     def __enter__(self) -> Run:
         return self
@@ -174,20 +202,19 @@ class Run:
             self._lock.release()
             self._lock = None
 
-    def _check_owner(self) -> None:
-        if self._lock is not None:
-            check_there(self.folder / STATUS)
-            self._lock.check()
-
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a whole JSON file into the folder."""
-        if self.writes:
-            write_json(self.folder / name, content)
+        """Writes a whole JSON file into the folder, once the run has begun."""
+        self._write(partial(write_json, self.folder / name, content))
 
     def write_sealed(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a whole JSON file that ends with a checksum of itself."""
-        if self.writes:
-            write_sealed(self.folder / name, content)
+        """Writes a whole JSON file that ends with a checksum of itself, once the run has begun."""
+        self._write(partial(write_sealed, self.folder / name, content))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self.checkpoints.are_anothers:
+            self._waiting.append(write)
+        elif self.writes:
+            write()
 
     def progress(self, step: int, steps: int) -> None:
         """Notes how far the training is."""
@@ -206,8 +233,8 @@ class Run:
         self.is_done = True
 
     def end(self, error: BaseException) -> None:
-        """Notes that an error ended the work; a second Ctrl-C ends without a word."""
-        if isinstance(error, KeyboardInterrupt):
+        """Notes that an error ended the work; a second Ctrl-C, or no begin, ends without a word."""
+        if isinstance(error, KeyboardInterrupt) or self.checkpoints.are_anothers:
             return
         state = "failed"
         if isinstance(error, Interrupted | KeyboardInterrupt | SystemExit):
@@ -230,7 +257,7 @@ class Run:
 
     def _write_status(self, state: str, **changes: Any) -> None:
         if self.writes:
-            self._check_owner()
+            self.begin()
             now = time.strftime("%Y-%m-%d %H:%M:%S")
             status = {**read_status(self.folder), "state": state, "updated": now, **changes}
             write_json(self.folder / STATUS, status)

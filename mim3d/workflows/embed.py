@@ -136,7 +136,7 @@ def _jobs(source: str, frozen: FrozenEncoder, config: EmbedConfig) -> Iterator[_
         yield from _of_store(open_store(source), frozen, config)
         return
     check_prepares(frozen)
-    cohort = read_cohort(source)
+    cohort = read_cohort(source, series=config.read.series)
     if cohort.channel_names and frozen.reader.takes_some:
         frozen = frozen.for_channels(cohort.channel_names, f"`{source}`")
     for case in cohort.cases:

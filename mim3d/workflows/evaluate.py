@@ -22,6 +22,7 @@ from mim3d.pictures.overlay import draw_overlay
 from mim3d.workflows.evaluate_targets import evaluate_file, predictions_file
 from mim3d.workflows.prediction_jobs import RECORD
 from mim3d.workflows.result import Result
+from mim3d.workflows.results_place import results_place
 
 
 def evaluate(
@@ -48,7 +49,8 @@ def evaluate(
         The table.
 
     Raises:
-        UserError: a label without prediction, two grids, or a foreign value.
+        UserError: a label without prediction, two grids, a foreign value, results over an input,
+            or an `out` that is no `.json`.
     """
     config = config or EvaluateConfig()
     reporter = reporter or PlainReporter()
@@ -56,6 +58,10 @@ def evaluate(
     if file is not None:
         notes = training_notes(str(file.parent))
         return evaluate_file(file, labels, out, config, notes, reporter)
+    path = None
+    if out is not None:
+        images = [] if config.images is None else [Path(config.images)]
+        path = results_place(out, [*_read_of(predictions), *_read_of(labels), *images])
     results = evaluate_folder(
         predictions,
         labels,
@@ -66,14 +72,20 @@ def evaluate(
         reporter=reporter,
     )
     files: list[Path] = []
-    if out is not None:
-        path = Path(out)
+    if path is not None:
         files += results.write(path)
         files.append(_chart(results, path.with_suffix(".png")))
         if config.images is not None:
             files += _overlays(config, predictions, labels, results, path, reporter)
         check_written(files)
     return Result(text=table(results), facts=results.as_json(), files=tuple(files))
+
+
+def _read_of(source: str) -> list[Path]:
+    """Label maps, and what describes them beside them or, of a labelled folder, above them."""
+    files = list(label_files(source).values())
+    beside = [files[0].with_name(name) for name in ("labels.json", "dataset.json", RECORD)]
+    return [*files, *beside, files[0].parent.with_name("dataset.json")]
 
 
 def training_notes(predictions: str) -> tuple[str, ...]:
@@ -114,7 +126,8 @@ def _overlays(
     """An overlay of each case whose image is found, in a folder beside the results."""
     assert config.images is not None
     guesses, truths = label_files(predictions), label_files(labels)
-    images = {case.case_id: case for case in read_cohort(config.images).cases}
+    cohort = read_cohort(config.images, series=config.read.series)
+    images = {case.case_id: case for case in cohort.cases}
     folder = out.with_suffix("")
     table_of_paints = paints(class_table(predictions, labels))
     drawn = []

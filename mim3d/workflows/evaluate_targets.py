@@ -14,10 +14,10 @@ from mim3d.evaluation.target_pairs import evaluate_targets
 from mim3d.evaluation.target_table import target_table
 from mim3d.evaluation.targets import TargetResults, class_arrays
 from mim3d.foundation.disk import check_written
-from mim3d.foundation.errors import UserError
 from mim3d.foundation.reporting import Reporter
 from mim3d.pictures.targets import Roc, draw_classes, draw_numbers
 from mim3d.workflows.result import Result
+from mim3d.workflows.results_place import results_place
 
 
 def predictions_file(predictions: str) -> Path | None:
@@ -47,11 +47,10 @@ def evaluate_file(
         reporter: told what is left out.
 
     Raises:
-        UserError: nothing to compare, a case without prediction, or results over an input.
+        UserError: nothing to compare, a case without prediction, results over an input, or an
+            `out` that is no `.json`.
     """
-    path = None if out is None else Path(out)
-    if path is not None:
-        _check_free(path, predictions, Path(labels))
+    path = None if out is None else results_place(out, (predictions, Path(labels)))
     results = evaluate_targets(
         predictions, labels, config.evaluation, part=config.part, notes=notes, reporter=reporter
     )
@@ -61,19 +60,6 @@ def evaluate_file(
         files += [draw_target(results, name, path) for name in results.classes]
         check_written(files)
     return Result(text=target_table(results), facts=results.as_json(), files=tuple(files))
-
-
-def _check_free(out: Path, *inputs: Path) -> None:
-    """Neither the results nor the CSV beside them may take the place of what was read."""
-    written = {path.resolve() for path in (out, out.with_suffix(".csv"))}
-    taken = [path.name for path in inputs if path.resolve() in written]
-    if taken:
-        raise UserError(
-            f"results would take the place of `{taken[0]}`",
-            where=str(out),
-            remedy="choose another name for `--out`; a CSV is written beside it",
-            code="over-input",
-        )
 
 
 def draw_target(results: TargetResults, target: str, out: Path) -> Path:

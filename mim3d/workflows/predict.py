@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,8 @@ from mim3d.data.files import write_label, write_volume
 from mim3d.data.files.segments import ENDING, write_segmentation
 from mim3d.data.prepare import read_images
 from mim3d.data.volume import Volume
-from mim3d.foundation.atomic import make_folder, sweep, write_json
-from mim3d.foundation.disk import check_there, check_written
+from mim3d.foundation.atomic import make_folder, sweep, utf8, write_json
+from mim3d.foundation.disk import check_there, check_written, explained
 from mim3d.foundation.documents import read_object
 from mim3d.foundation.errors import ConfigError, DiskError, ExitCode, ResourceError, UserError
 from mim3d.foundation.memory import gigabytes, lack_told
@@ -32,7 +32,7 @@ from mim3d.foundation.reporting import PlainReporter, Reporter, duration
 from mim3d.foundation.shard import asked_shard
 from mim3d.inference import predict as inference
 from mim3d.inference.forecast import Forecast
-from mim3d.inference.label_files import write_label_files
+from mim3d.inference.label_files import label_texts, write_label_files
 from mim3d.inference.relief import Relief
 from mim3d.inference.segmenter import Segmenter
 from mim3d.inference.windows import WindowCount
@@ -45,8 +45,10 @@ from mim3d.workflows.prediction_jobs import (
     RECORD,
     Asked,
     Job,
+    foreign_of,
     jobs_of,
     key_of,
+    refuse_foreign,
     settings_of,
     warn_of_training_cases,
 )
@@ -87,14 +89,15 @@ def predict(
         out: the folder of the predictions.
         config: the sliding window and what is written.
         reporter: where progress goes.
-        overwrite: predict again what is already there.
+        overwrite: predict again what is already there, and replace what others left there.
         dry_run: list what would be predicted, and stop.
 
     Returns:
         The files; exit code 4 if some inputs were refused, 3 if all were.
 
     Raises:
-        UserError: no run, no input, two inputs of one name, or a shard that would overwrite.
+        UserError: no run, no input, two inputs of one name, files of others at the outputs, or a
+            shard that would overwrite.
     """
     config = config or PredictConfig()
     shard = asked_shard(config.shard, overwrite=overwrite)
@@ -140,12 +143,17 @@ def predict_labels(asked: Asked) -> Result:
         sweep(used)
     classes = segmenters[0].classes
     assert classes is not None  # a run has its class table
-    labels = write_label_files(folder, classes, segmenters[0].regions)
+    # Before the record is read: another shard enters what it is about to write.
+    found = {path: job for job in jobs for path in job.outputs(config) if path.exists()}
     trained = {key for name in names for key in load_preparation(name)["trained_on"].values()}
-    warn_of_training_cases(jobs, trained, reporter)
     work = _Work(asked, segmenters, settings_of(names, config), trained)
     work.take_notes()
-    work.record = {} if asked.overwrite else _record(folder)
+    work.record = _record(folder)
+    if not asked.overwrite:
+        texts = label_texts(classes, segmenters[0].regions)
+        refuse_foreign(folder, [*foreign_of(found, work.record), *_other_tables(folder, texts)])
+    labels = write_label_files(folder, classes, segmenters[0].regions)
+    warn_of_training_cases(jobs, trained, reporter)
     with contextlib.closing(in_turn(asked)) as turn:
         for done, job in enumerate(turn):
             work.take(done, len(jobs), job)
@@ -214,7 +222,8 @@ class _Work:
             key["channels"] = list(channels)
         if self.asked.shard is not None:
             self._look(job)
-        if self.record.get(name) != key or not job.is_there(self.config):
+        is_same = self.record.get(name) == key and not self.asked.overwrite
+        if not is_same or not job.is_there(self.config):
             spent = time.monotonic() - self.began
             left = f", {duration(spent / done * (total - done))} left" if done else ""
             self.reporter.progress(done, total, f"{job.case.case_id}: {done} of {total}{left}")
@@ -224,15 +233,24 @@ class _Work:
             except DiskError:
                 raise
             except UserError as error:
-                self._leave_out(job, error)
+                self._leave_out(job, key, error)
                 return
-            self.record[name] = key
-            check_there(self.folder / RECORD)
-            if self.asked.shard is not None:
-                leave_note(self.asked, job, Note(name, key))
-            else:
-                write_json(self.folder / RECORD, self.record)
+            self._enter(job, key)
         self.finished.append(name)
+
+    def _enter(self, job: Job, key: dict[str, Any] | None) -> None:
+        """Puts into the record what a prediction is made of; None where it is gone.
+
+        Raises:
+            DiskError: it cannot be written.
+        """
+        note = Note(job.output.name, key)
+        _take_up(note, self.record)
+        check_there(self.folder / RECORD)
+        if self.asked.shard is not None:
+            leave_note(self.asked, job, note)
+        else:
+            write_json(self.folder / RECORD, self.record)
 
     def _look(self, job: Job) -> None:
         """Takes up what other commands have said of a case since."""
@@ -240,8 +258,8 @@ class _Work:
         note, found = find_note(self.asked, job), stamp(self.folder)
         if found != self.stamp:
             self.record, self.stamp = _record(self.folder), found
-        if note is not None and note.key is not None:
-            self.record[note.name] = note.key
+        if note is not None:
+            _take_up(note, self.record)
 
     def take_notes(self) -> None:
         """Takes what this and other commands noted into the record.
@@ -251,14 +269,22 @@ class _Work:
         """
 
         def merge(notes: Sequence[Note]) -> None:
-            record = {**_record(self.folder), **{note.name: note.key for note in notes}}
+            record = _record(self.folder)
+            for note in notes:
+                _take_up(note, record)
             names = [job.output.name for job in self.asked.everyone]
             write_json(self.folder / RECORD, in_order(record, names))
 
         take_notes(self.folder, self.reporter, merge)
 
-    def _leave_out(self, job: Job, error: UserError) -> None:
+    def _leave_out(self, job: Job, key: dict[str, Any], error: UserError) -> None:
         self.is_memory_alone = self.is_memory_alone and isinstance(error, ResourceError)
+        if self.record.get(job.output.name, key) != key:
+            # Of another input, run or setting: nobody should take it for one of this command.
+            for path in (job.probabilities, job.picture, job.output):
+                with explained(path):
+                    path.unlink(missing_ok=True)
+            self._enter(job, None)
         # Results may be kept: names in a path or of a slice are for the person alone.
         self.refused.append(f"{job.case.case_id}: left out ({error.code})")
         self.reporter.warn(f"`{job.case.case_id}` is left out: {error}")
@@ -283,6 +309,7 @@ class _Work:
             relief=self.relief,
         )
         check_there(job.output)
+        self._enter(job, {})
         if prediction.probabilities is not None:
             write_volume(job.probabilities, prediction.probabilities.voxels, like=volume)
         if config.pictures:
@@ -334,7 +361,8 @@ class _Work:
         plans = [vars(need) | {"windows": vars(need.windows)} for need in self.forecast.needs]
         if self.is_memory_alone and self.refused and len(self.refused) == len(jobs):
             result = replace(result, exit_code=ExitCode.RESOURCES)
-        lines, facts = self.asked.told(_record(self.folder))
+        made = [name for name, key in _record(self.folder).items() if key]
+        lines, facts = self.asked.told(made)
         text = "\n".join([result.text, *lines])
         return replace(result, text=text, facts={**result.facts, "plans": plans, **facts})
 
@@ -375,14 +403,29 @@ def _windows(reporter: Reporter, case_id: str, done: int, total: int) -> None:
     reporter.progress(done, total, f"{case_id}: window {done} of {total}")
 
 
+def _other_tables(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Files that name label values otherwise, in a folder that holds no predictions."""
+    if (folder / RECORD).is_file():
+        return []
+    there = {folder / name: text for name, text in texts.items() if (folder / name).is_file()}
+    return [path for path, text in there.items() if path.read_bytes() != utf8(text)]
+
+
+def _take_up(note: Note, record: dict[str, Any]) -> None:
+    if note.key is None:
+        record.pop(note.name, None)
+    else:
+        record[note.name] = note.key
+
+
 def _record(folder: Path) -> dict[str, Any]:
-    """What is known of the predictions that are still there."""
+    """What is known of the predictions that are still there, or were being written."""
     path = folder / RECORD
     try:
         record = read_object(path) if path.is_file() else {}
     except UserError:
-        return {}  # made anew: the record only saves work
-    return {name: key for name, key in record.items() if os.path.isfile(folder / name)}
+        return {}
+    return {name: key for name, key in record.items() if key == {} or os.path.isfile(folder / name)}
 
 
 def _result(

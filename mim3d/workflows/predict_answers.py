@@ -29,6 +29,7 @@ from mim3d.workflows.prediction_jobs import (
     Asked,
     Job,
     key_of,
+    refuse_foreign,
     settings_of,
     warn_of_training_cases,
 )
@@ -106,7 +107,14 @@ class _Work:
         self.began = self.kept = time.monotonic()
 
     def run(self) -> Result:
-        """Goes through all cases, and tells what was done."""
+        """Goes through all cases, and tells what was done.
+
+        Raises:
+            ConfigError: it would replace a file that is not ours.
+        """
+        path = self.asked.folder / NAME
+        if not self.asked.overwrite and path.exists() and not path.with_name(RECORD).is_file():
+            refuse_foreign(self.asked.folder, [path])
         self.take_notes()
         if not self.asked.overwrite:
             self.recall()
@@ -264,6 +272,8 @@ def _write(folder: Path, record: dict[str, Any], made: Made) -> None:
         for name in (NAME, RECORD):
             (folder / name).unlink(missing_ok=True)
         return
+    if not (folder / RECORD).is_file():
+        write_json(folder / RECORD, {})  # says whose the answers are, should this end between
     write_predictions(folder / NAME, [row for name in sorted(made) for row in made[name]])
     write_json(folder / RECORD, record)
 

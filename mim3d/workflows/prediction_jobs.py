@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from mim3d.config.verbs import PredictConfig
 from mim3d.data.cohort import Case, read_cohort
+from mim3d.data.cohort.cases import stem
 from mim3d.data.files import content_key, is_there
 from mim3d.data.prepare import image_key
 from mim3d.foundation.documents import parsed
@@ -21,7 +22,10 @@ from mim3d.inference.segmenter import Segmenter, with_mirrors
 from mim3d.workflows.run_weights import run_digest
 
 RECORD = "predictions.json"
-"""Which prediction was made of what, so that the same command goes on where it stopped."""
+"""Which prediction was made of what, so that the same command goes on where it stopped.
+
+An entry says that the files of a case are ours; an empty one, that they may not belong together.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,16 @@ class Job:
             return None
         return image_key({"images": [{"key": key} for key in self.keys]})
 
-    def is_there(self, config: PredictConfig) -> bool:
-        """Whether all that is asked for has been written."""
+    def outputs(self, config: PredictConfig) -> list[Path]:
+        """All that is asked for."""
         wanted = [self.output]
         wanted += [self.probabilities] if config.inference.save_probabilities else []
         wanted += [self.picture] if config.pictures else []
-        return all(path.is_file() for path in wanted)
+        return wanted
+
+    def is_there(self, config: PredictConfig) -> bool:
+        """Whether all that is asked for has been written."""
+        return all(path.is_file() for path in self.outputs(config))
 
     @property
     def picture(self) -> Path:
@@ -134,7 +142,7 @@ def jobs_of(inputs: Sequence[str], folder: Path, config: PredictConfig | None = 
 
     Raises:
         ConfigError: there is none; two share a name; one would leave the folder or overwrite its
-            own input.
+            own input or label map.
     """
     config = config or PredictConfig()
     if not inputs:
@@ -158,14 +166,46 @@ def jobs_of(inputs: Sequence[str], folder: Path, config: PredictConfig | None = 
                     remedy="predict them into different folders",
                     code="same-name",
                 )
-            if any(job.output.resolve() == image.resolve() for image in case.images):
-                raise ConfigError(
-                    f"the prediction of `{case.case_id}` would overwrite its own input",
-                    remedy="choose another --out",
-                    code="overwrites-input",
-                )
+            own = dict.fromkeys(case.images, "input")
+            if case.label is not None:
+                own[case.label] = "label map"
+            for path, what in own.items():
+                if job.output.resolve() == path.resolve():
+                    raise ConfigError(
+                        f"the prediction of `{case.case_id}` would overwrite its own {what}",
+                        remedy="choose another --out",
+                        code="overwrites-input",
+                    )
             jobs[job.output.name] = job
     return list(jobs.values())
+
+
+def foreign_of(found: Mapping[Path, Job], record: Collection[str]) -> list[Path]:
+    """What lies where predictions will go, and is not ours.
+
+    Args:
+        found: files, and of which prediction each would be.
+        record: names of the predictions that are ours; their pictures and probabilities are, too.
+    """
+    # By case: a label map of the other format has the same picture.
+    cases = {stem(Path(name)) for name in record}
+    return [
+        path
+        for path, job in found.items()
+        if path.name not in record and (path == job.output or job.case.case_id not in cases)
+    ]
+
+
+def refuse_foreign(folder: Path, foreign: Sequence[Path]) -> None:
+    """Raises `ConfigError` where files that are not ours would be replaced."""
+    if foreign:
+        raise ConfigError(
+            f"{len(foreign)} file(s) would be replaced that `mim3d predict` did not write there, "
+            f"first `{foreign[0].relative_to(folder)}`",
+            where=f"`{folder}`",
+            remedy="choose another --out, or replace them with --overwrite",
+            code="not-ours",
+        )
 
 
 def warn_of_training_cases(

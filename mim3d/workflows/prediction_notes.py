@@ -32,7 +32,7 @@ class Note:
 
     Args:
         name: of the prediction, as the record has it.
-        key: what it was made of; None where the case was left out.
+        key: what it was made of; empty while it is written; None where the case was left out.
         rows: the answers, where the folder holds answers.
     """
 

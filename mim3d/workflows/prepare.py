@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from mim3d.config.verbs import PrepareConfig
@@ -10,14 +9,13 @@ from mim3d.data.classes import ClassTable
 from mim3d.data.cohort import apply_split
 from mim3d.data.prepare import PreparationResult, prepare_store, read_source
 from mim3d.data.store import Store, open_store
-from mim3d.foundation.errors import ConfigError
+from mim3d.data.store.layout import CONTACT_SHEET
 from mim3d.foundation.reporting import PlainReporter, Reporter
 from mim3d.foundation.shard import asked_shard
 from mim3d.pictures.colours import Paint, paints
 from mim3d.pictures.contact_sheet import draw_contact_sheet, sheet_entry
 from mim3d.workflows.result import Result
 
-CONTACT_SHEET = "contact_sheet.png"
 MOST_SHOWN = 144
 """Cases on the sheet; of more, so many at equal distances. It is made of 7 million pixels then."""
 
@@ -38,7 +36,7 @@ def prepare(
         out: the store's folder.
         config: settings of preparation and reading.
         reporter: where progress goes.
-        overwrite: empty the store first.
+        overwrite: empty the store first, once source and settings are found good.
         dry_run: list what would be prepared, and stop.
 
     Returns:
@@ -47,8 +45,8 @@ def prepare(
         quarantine; but for the one that merges the store, which speaks of all.
 
     Raises:
-        UserError: no source, no case, another cohort's store at `out`, or a shard that would
-            empty the store.
+        UserError: no source, no case, another cohort's store at `out`, something else there that
+            would be overwritten, or a shard that would empty the store.
     """
     config = config or PrepareConfig()
     reporter = reporter or PlainReporter()
@@ -64,9 +62,7 @@ def prepare(
         lines = [*cohort.found, told]
         lines += [f"{case.part:<11}{case.case_id}" for case in cases]
         return Result(text="\n".join(lines), facts={"cases": len(cases)})
-    if overwrite and store.exists():
-        _remove(store)
-    done = prepare_store(source, store, config, reporter)
+    done = prepare_store(source, store, config, reporter, overwrite=overwrite)
     files: tuple[Path, ...] = (store,)
     if done.fingerprint and (done.prepared or done.kept or shard is not None):
         is_new = bool(done.prepared) or done.is_changed
@@ -74,17 +70,6 @@ def prepare(
     if done.refused and not done.left:
         files += (store / "quarantine.tsv",)
     return Result(_text(done), _facts(done), files, done.exit_code)
-
-
-def _remove(store: Path) -> None:
-    """Removes a store and nothing else."""
-    if not (store / "cases").is_dir():
-        raise ConfigError(
-            f"`{store}` is not a store, so --overwrite does not remove it",
-            remedy="choose another --out",
-            code="out",
-        )
-    shutil.rmtree(store)
 
 
 def _sheet(store: Store, *, is_new: bool) -> Path:

@@ -207,7 +207,8 @@ class _Look:
     def _known_controls(self) -> dict[str, float]:
         """What a run that goes on found at its start."""
         path = self.run.folder / CONTROLS
-        return read_object(path) if path.is_file() else {}
+        goes_on = self.run.checkpoints.find() is not None
+        return read_object(path) if goes_on and path.is_file() else {}
 
     def _features(self, task: Task) -> dict[str, float]:
         encoder = _encoder_of(task)

@@ -147,6 +147,16 @@ def test_segments_of_one_value_with_two_names_are_refused(tmp_path):
         read_cohort(tmp_path / "images")
 
 
+def test_two_values_of_one_name_in_a_table_are_refused(tmp_path):
+    _pair(tmp_path)
+    path = tmp_path / "labels" / "labels.ctbl"
+    path.write_text("3 cyst 1 2 3 255\n7 cyst 4 5 6 255\n")
+
+    with pytest.raises(UserError, match="3 and 7 are both called `cyst`") as caught:
+        read_cohort(tmp_path)
+    assert caught.value.where == str(path)
+
+
 def test_a_value_that_is_left_out_takes_no_colour_from_the_others(tmp_path):
     _pair(tmp_path)
     write_label_files(tmp_path, CLASSES)

@@ -200,6 +200,17 @@ def test_the_inner_split_is_by_subject_and_follows_from_the_seed():
     assert set(inner_split(store, training, seed=1)[1]) != set(choosing)
 
 
+@pytest.mark.parametrize("fraction", [-0.5, 1.0, 1.5, float("nan")])
+def test_a_share_to_choose_by_that_is_none_is_refused(fraction):
+    store = _pairs()
+    training = training_cases(store, DataConfig(), 0)
+
+    with pytest.raises(ConfigError, match=rf"`data\.selection_fraction` is {fraction}"):
+        inner_split(store, training, 0, fraction)
+
+    assert inner_split(store, training, 0, 0.0) == (training, ())
+
+
 @pytest.mark.parametrize("fold", [None, 3])
 def test_inner_folds_part_the_training_subjects_and_never_touch_those_that_judge(fold):
     store = _pairs()

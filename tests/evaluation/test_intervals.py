@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
+from mim3d.config.inference import EvaluationConfig
+from mim3d.evaluation.folders import evaluate_folder
 from mim3d.evaluation.intervals import (
     Measure,
+    check_evaluation,
     drawn,
     group_by_subject,
     interval,
@@ -15,6 +18,8 @@ from mim3d.evaluation.intervals import (
     resampled_means,
     row_means,
 )
+from mim3d.evaluation.target_pairs import evaluate_targets
+from mim3d.foundation.errors import ConfigError
 
 
 def test_cases_of_one_subject_are_drawn_together() -> None:
@@ -91,3 +96,32 @@ def test_a_measure_is_told_with_its_interval() -> None:
 
     assert first == Measure(0.5, 0.375, 0.625)
     assert (str(first), str(second), str(third)) == ("0.500 [0.375, 0.625]", "-", "1.000")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("confidence", 95.0),
+        ("confidence", 1.0),
+        ("confidence", 0.0),
+        ("confidence", float("nan")),
+        ("resamples", -5),
+        ("resamples", 0),
+        ("resamples", 1_000_001),
+        ("nsd_tolerance_mm", -1.0),
+        ("nsd_tolerance_mm", float("inf")),
+    ],
+)
+def test_settings_out_of_their_range_are_refused_before_anything_is_read(
+    name: str, value: float
+) -> None:
+    config = EvaluationConfig(**{name: value})  # type: ignore[arg-type]
+
+    for judge in (evaluate_folder, evaluate_targets):
+        with pytest.raises(ConfigError, match=f"`evaluation.{name}` is"):
+            judge("nowhere", "nowhere", config)
+
+
+def test_settings_at_the_ends_of_their_range_are_taken() -> None:
+    check_evaluation(EvaluationConfig(nsd_tolerance_mm=0, resamples=1, confidence=0.001))
+    check_evaluation(EvaluationConfig(resamples=1_000_000, confidence=0.999))

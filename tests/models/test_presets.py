@@ -35,6 +35,13 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         size_of(EncoderConfig(preset="huge"))  # type: ignore[arg-type]
 
 
+def test_a_patch_without_voxels_is_refused_before_crops_are_divided_by_it() -> None:
+    given = EncoderConfig(patch=(0, 8, 8))
+
+    with pytest.raises(ConfigError, match=r"`encoder.patch` is \(0, 8, 8\), expected 1 voxel"):
+        completed(given, channels=1, crop_size=(16, 16, 16), spacing_mm=(1.0, 1.0, 1.0))
+
+
 def test_completion_fills_what_the_config_leaves_open_and_nothing_else() -> None:
     given = EncoderConfig(patch=(8, 8, 4), channels=2)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from mim3d.foundation.errors import ConfigError, StoppedError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.objectives.base import Moment, Outcome
 from mim3d.training.ema import MeanWeights
+from mim3d.training.loop import check_numbers
 from mim3d.training.optim import build_optimiser, schedule, set_rates, trainable
 from mim3d.training.run import read_status
 from mim3d.training.validation import Validator
@@ -221,6 +224,32 @@ def test_bf16_is_the_default_where_there_is_hardware_for_it(tmp_path: Path) -> N
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`training.batch_size` 4 does not divide into 1 proc"):
         train(tmp_path / "x", training=training_config(accumulation=3))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("optim.clip", -1.0, "null"),  # it would turn the gradient round
+        ("optim.clip", 0.0, "null"),
+        ("optim.clip", float("nan"), "null"),
+        ("optim.betas", (1.5, 0.9), "0.9,0.95"),
+        ("optim.betas", (0.9, 1.0), "0.9,0.95"),
+        ("training.threads", 0, "null"),
+    ],
+)
+def test_numbers_with_which_nothing_trains_are_refused_by_name(
+    key: str, value: Any, remedy: str
+) -> None:
+    section, name = key.split(".")
+    given = {section: {name: value}}
+
+    with pytest.raises(ConfigError, match=rf"`{key}` is {re.escape(str(value))}") as caught:
+        check_numbers(
+            optim_config(**given.get("optim", {})), training_config(**given.get("training", {}))
+        )
+
+    assert remedy in str(caught.value.remedy)
+    check_numbers(optim_config(clip=None, betas=(0.0, 0.999)), training_config(threads=None))
 
 
 def test_a_time_to_wait_for_others_that_is_none_is_refused(tmp_path: Path) -> None:

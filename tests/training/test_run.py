@@ -16,6 +16,7 @@ import pytest
 from mim3d.config.nodes import load
 from mim3d.config.writing import dump
 from mim3d.foundation.errors import ConfigError, Interrupted, StoppedError, UserError
+from mim3d.training.checkpoints import Saved
 from mim3d.training.run import Run, differing_keys, read_status
 from tests.reliability.killing import Death, Say, life
 
@@ -152,12 +153,51 @@ def test_overwrite_removes_what_is_the_runs_and_nothing_else(tmp_path: Path) -> 
     (folder / "notes.txt").write_text("mine")
 
     with Run.create_or_continue(folder, {"init": "other"}, overwrite=True) as run:
+        run.begin()
         assert not run.is_done
         assert run.checkpoints.find("last") is None
 
     names = {item.name for item in folder.iterdir()}
     assert names == {"config.yaml", "versions.json", "notes.txt"}
     assert load((folder / "config.yaml").read_text()) == {"init": "other"}
+
+
+def test_what_overwrite_removes_stays_until_the_new_run_begins(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    with Run.create_or_continue(folder, CONFIG) as run:
+        run.checkpoints.write(7, weights={}, header={}, saved=Saved({}, {}), is_best=True)
+        run.write_json("preparation.json", {"of": "the old"})
+        run.trained({})
+        run.finish({"dice": 0.9})
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    with pytest.raises(ConfigError), Run.create_or_continue(folder, {}, overwrite=True) as run:
+        assert run.checkpoints.find() is None
+        run.write_json("preparation.json", {"of": "the new"})
+        raise ConfigError("a number with which nothing trains")
+
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert Run.create_or_continue(folder, CONFIG).is_done
+    with Run.create_or_continue(folder, {}, overwrite=True) as run:
+        run.write_json("preparation.json", {"of": "the new"})
+        run.progress(0, 10)
+        assert run.checkpoints.find() is None
+    names = {item.name for item in folder.iterdir()}
+    assert names == {"config.yaml", "versions.json", "preparation.json", "status.json"}
+    assert json.loads((folder / "preparation.json").read_text()) == {"of": "the new"}
+    assert load((folder / "config.yaml").read_text()) == {}
+
+
+def test_a_process_that_is_not_the_first_finds_no_checkpoint_of_the_run_that_is_replaced(
+    tmp_path: Path,
+) -> None:
+    Run(tmp_path).checkpoints.write(7, weights={}, header={}, saved=Saved({}, {}), is_best=True)
+
+    run = Run(tmp_path, writes=False, replaces=True)
+
+    assert run.checkpoints.find() is None
+    run.begin()  # the first one empties the folder
+    assert run.checkpoints.find() == tmp_path / "checkpoints" / "7"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -245,7 +285,8 @@ def test_killed_at_any_file_operation_of_overwrite_the_same_command_goes_on(
     monkeypatch.setattr("mim3d.training.run.versions", lambda: {"mim3d": "x"})
 
     def begin(folder: Path, say: Say) -> None:
-        with Run.create_or_continue(folder, CONFIG, overwrite=True):
+        with Run.create_or_continue(folder, CONFIG, overwrite=True) as run:
+            run.begin()
             say("begun")
 
     begun = tmp_path / "begun"

@@ -16,6 +16,7 @@ from mim3d.config.data import DataConfig
 from mim3d.config.embed import EmbedConfig, EmbeddingConfig
 from mim3d.config.encoder import EncoderConfig
 from mim3d.config.objective import PretextConfig, ProbesConfig
+from mim3d.config.read import ReadConfig
 from mim3d.config.training import TrainingConfig
 from mim3d.config.verbs import PretrainConfig
 from mim3d.data.phantom import PhantomRule, make_cohort
@@ -29,6 +30,7 @@ from mim3d.workflows.prepare import prepare
 from mim3d.workflows.pretrain import pretrain
 from mim3d.workflows.probing.trained import random_run
 from mim3d.workflows.tasks.classification import stored_volume
+from tests.data.files.making import dicom_slice
 
 PATCH, FINE = (4, 5, 3), (2, 2, 3)
 RULE = PhantomRule(shape=(14, 13, 9), spacing_mm=(1.5, 1.2, 3.0), organs=1, tumour=False)
@@ -188,6 +190,29 @@ def test_two_inputs_of_one_name_are_refused_before_anything_is_read(made, tmp_pa
 
     with pytest.raises(ConfigError, match="both called `phantom_000`"):
         embed(str(made["run"]), [store, store], out=str(tmp_path / "f.h5"), reporter=Silent())
+
+
+def test_of_a_folder_of_two_series_the_one_that_is_asked_for_is_encoded(made, tmp_path):
+    random = np.random.default_rng(3)
+    for number in (1, 2):
+        for k in range(9):
+            pixels = random.integers(-900, 900, (13, 14)).astype(np.int16)
+            raw = dicom_slice(pixels, (0, 0, 2.5 * k), series=f"1.2.{number}")
+            (tmp_path / "scans").mkdir(exist_ok=True)
+            (tmp_path / f"scans/{number}-{k}.dcm").write_bytes(raw)
+
+    rows = [
+        embed(
+            str(made["run"]),
+            [str(tmp_path / "scans")],
+            out=str(tmp_path / f"{series}.csv"),
+            config=EmbedConfig(read=ReadConfig(series=series), **CPU),
+            reporter=Silent(),
+        ).facts["cases"]
+        for series in (None, "1")
+    ]
+
+    assert rows == [2, 1]
 
 
 def test_a_run_that_knows_no_preparation_reads_stores_but_no_files(made, tmp_path):

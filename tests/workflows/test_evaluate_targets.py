@@ -12,7 +12,7 @@ from archives import write_archive
 from mim3d.config.inference import EvaluationConfig
 from mim3d.config.verbs import EvaluateConfig
 from mim3d.evaluation.predictions import Prediction, write_predictions
-from mim3d.foundation.errors import UserError
+from mim3d.foundation.errors import ConfigError, UserError
 from mim3d.foundation.reporting import Silent
 from mim3d.workflows.evaluate import evaluate
 from mim3d.workflows.info import info
@@ -93,10 +93,20 @@ def test_several_targets_have_a_picture_each(tmp_path: Path) -> None:
 def test_results_never_take_the_place_of_what_was_read(cohort: Path, out: str) -> None:
     content = (cohort / "out" / "predictions.csv").read_bytes()
 
-    with pytest.raises(UserError, match="would take the place of"):
+    with pytest.raises(UserError, match="would take the place of|ends in `.json`"):
         evaluate(str(cohort / "out"), str(cohort / "a.npz"), out=str(cohort / out), config=CONFIG)
 
     assert (cohort / "out" / "predictions.csv").read_bytes() == content
+
+
+@pytest.mark.parametrize("out", ["results.csv", "results.png", "results", "."])
+def test_results_bear_the_name_of_json(cohort: Path, out: str) -> None:
+    before = sorted(cohort.rglob("*"))
+
+    with pytest.raises(ConfigError, match=r"expected a name that ends in `\.json`"):
+        evaluate(str(cohort / "out"), str(cohort / "a.npz"), out=str(cohort / out), config=CONFIG)
+
+    assert sorted(cohort.rglob("*")) == before
 
 
 def test_cases_that_the_run_was_trained_on_are_noted(cohort: Path) -> None:

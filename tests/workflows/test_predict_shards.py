@@ -13,6 +13,7 @@ import pytest
 import torch
 from preparing import all_files
 
+from mim3d.config.inference import InferenceConfig
 from mim3d.config.verbs import PredictConfig
 from mim3d.data.cohort import Case
 from mim3d.evaluation.predictions import NAME, Prediction, read_predictions
@@ -64,7 +65,8 @@ def in_child(made: tuple[Path, list[str]], out: Path, shard: str, say: Say) -> N
 
     def leave_note(asked, job, note):
         really(asked, job, note)
-        say(job.case.case_id)
+        if note.key:
+            say(job.case.case_id)
 
     predicting.leave_note = leave_note
     claims_module.LOOK_SECONDS = 0.02
@@ -179,6 +181,24 @@ def test_a_shard_lists_its_own_and_empties_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_case_that_a_shard_leaves_out_keeps_no_prediction_of_another_setting(
+    made: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    run, images = made
+    mine = (run, [shutil.copy(image, tmp_path) for image in images[:2]])
+    other = replace(CONFIG, inference=InferenceConfig(overlap=0.0))
+    predict(str(run), mine[1], out=str(tmp_path / "out"), config=other, reporter=Silent())
+    Path(mine[1][0]).write_bytes(b"no image")
+
+    results = [run_shard(mine, tmp_path / "out", f"{i}/2") for i in range(2)]
+
+    assert [one.exit_code for one in results] == [ExitCode.INPUT, ExitCode.DONE]
+    kept = {Path(mine[1][1]).name}
+    assert {path.name for path in (tmp_path / "out").glob("*.nii.gz")} == kept
+    assert set(json.loads((tmp_path / "out" / RECORD).read_text())) == kept
+    assert results[1].facts["left"] == 1
+
+
 class Classifying(answering._Work):
     """Answers of whole volumes without a network."""
 
@@ -247,3 +267,33 @@ def test_an_input_that_became_broken_leaves_the_answers_of_all_shards(
     kept = read_predictions(tmp_path / "out" / NAME)
     assert [row.case_id[-1] for row in kept] == list("0124")
     assert set(json.loads((tmp_path / "out" / RECORD).read_text())) == {r.case_id for r in kept}
+
+
+def test_answers_of_another_hand_are_not_replaced(
+    answer: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / NAME).write_text("case,target_age\nx,3\n")
+
+    with pytest.raises(ConfigError, match=NAME):
+        answer(tmp_path / "out", None)
+
+    assert (tmp_path / "out" / NAME).read_text() == "case,target_age\nx,3\n"
+
+
+def test_answers_that_a_killed_command_wrote_before_its_record_are_made_anew(
+    answer: Callable[..., Result], tmp_path: Path, monkeypatch
+) -> None:
+    really = answering.write_predictions
+
+    def killed(*arguments: object) -> None:
+        really(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answering, "write_predictions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            answer(tmp_path / "out", None)
+
+    assert answer(tmp_path / "out", None).facts["predicted"] == 4
+    assert len(json.loads((tmp_path / "out" / RECORD).read_text())) == 4

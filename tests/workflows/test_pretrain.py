@@ -125,6 +125,36 @@ def test_a_run_goes_on_with_the_store_it_began_with_alone(store: Path, tmp_path:
     assert load_preparation(tmp_path)["trained_on"] == record["trained_on"]
 
 
+def test_a_finished_run_is_lost_only_when_the_one_that_overwrites_it_begins(
+    store: Path, tmp_path: Path
+) -> None:
+    """Each of these was refused, and the finished run was empty."""
+    done = drawing(store)
+    done = replace(done, training=replace(done.training, steps=1), probes=ProbesConfig(every=0))
+    folder = tmp_path / "run"
+    pretrain.pretrain(done, out=str(folder), reporter=Silent())
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    for refused in (
+        replace(done, augmentation=AugmentationConfig(zoom=1.5)),
+        replace(done, training=replace(done.training, accumulation=3)),
+        replace(done, data=replace(done.data, overhang=(-1, 0, 0))),
+        replace(done, optim=OptimConfig(lr=-1.0)),
+    ):
+        with pytest.raises(ConfigError):
+            pretrain.pretrain(refused, out=str(folder), reporter=Silent(), overwrite=True)
+
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+    other = replace(done, training=replace(done.training, seed=1))
+    pretrain.pretrain(other, out=str(folder), reporter=Silent(), overwrite=True)
+    kept = read_config(folder / "config.yaml", PretrainConfig)
+    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert kept.training.seed == 1
+    assert sum(line["kind"] == "train" for line in steps) == 1
+    assert (folder / "preparation.json").is_file()
+
+
 @pytest.mark.parametrize("task", ["mae", "vicreg"])
 def test_best_is_the_smallest_fixed_loss_or_the_last(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: Any

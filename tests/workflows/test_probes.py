@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.randomness import RandomStream
 from mim3d.foundation.reporting import Silent
 from mim3d.objectives.base import Moment
+from mim3d.training.run import Run
 from mim3d.workflows import probes
 from mim3d.workflows.prepare import prepare
 from mim3d.workflows.pretrain import pretext_task, pretrain
@@ -170,6 +170,14 @@ def test_a_run_that_goes_on_keeps_its_controls(probed: Probed, stores: dict[str,
     assert found["probe_r2"] != before["probe_r2"]
     assert found["probe_r2_step0"] == before["probe_r2"]
     assert found["probe_r2_position"] == before["probe_r2_position"]
+
+
+def test_a_run_that_replaces_another_has_controls_of_its_own(
+    probed: Probed, stores: dict[str, str]
+) -> None:
+    look = look_of(config(stores["labelled"], every=1), probed[0], replaces=True)
+
+    assert look.controls == {}
 
 
 def test_a_task_that_reconstructs_nothing_has_no_psnr(
@@ -320,14 +328,14 @@ def test_shares_are_those_of_counted_voxels_and_padding_has_none(stores: dict[st
     assert place == len(part.shares)
 
 
-def look_of(wanted: PretrainConfig, folder: Path) -> Any:
+def look_of(wanted: PretrainConfig, folder: Path, *, replaces: bool = False) -> Any:
     store = open_store(str(wanted.data.store))
     task = task_of(wanted)
     feed = make_feed(
         store, pretraining_cases(store, wanted.data, 0), data=wanted.data,
         augmentation=wanted.augmentation, needs=task.needs, batch_size=3, seed=0,
     )  # fmt: skip
-    written: Any = SimpleNamespace(folder=folder, write_json=lambda name, content: None)
+    written = Run(folder, writes=False, replaces=replaces)
     return probes.probe_validators(store, wanted, feed, written, Silent())[0].function
 
 

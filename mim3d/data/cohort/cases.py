@@ -199,6 +199,18 @@ def remarks_on_subjects(cases: Iterable[Case]) -> tuple[str, ...]:
             f"first `{leaking[0]}`: results on the validation list will flatter",)  # fmt: skip
 
 
+def remark_on_folders(cases: Sequence[Case], source: Path) -> tuple[str, ...]:
+    """Says so where one of several folders holds several images, each a subject of its own."""
+    own = [c for c in cases if c.part == "training" and c.subject_id == c.case_id]
+    counts = Counter(case.images[0].parent for case in own)
+    several = [folder for folder, count in counts.items() if count > 1 and folder != source]
+    if len(counts) < 2 or not several:
+        return ()
+    return (f"{len(several)} folder(s) hold several images, each taken as a subject of its own: "
+            "where they are one patient's, a patient may train and judge; a CSV with the column "
+            "`subject` decides",)  # fmt: skip
+
+
 def listed(items: Iterable[Any], most: int = 3) -> str:
     """The first few of many, for a sentence."""
     every = [f"`{item}`" for item in items]

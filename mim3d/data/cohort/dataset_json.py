@@ -24,7 +24,7 @@ from mim3d.data.cohort.cases import (
     remarks_on_subjects,
     stem,
 )
-from mim3d.data.label_tables import colours_by_value
+from mim3d.data.label_tables import LabelTable, colours_by_value
 from mim3d.foundation.documents import DocumentError, read_document
 from mim3d.foundation.errors import UserError
 
@@ -206,7 +206,7 @@ def _classes(content: dict[str, Any], path: Path) -> ClassTable | None:
         raise _wrong(path, "`labels` gives one value two names")
     said = content.get("colours", content.get("colors"))
     colours = colours_by_value(said, names)
-    return ClassTable.from_values(names, names, ignore[0] if ignore else None, colours)
+    return LabelTable(names, colours, ignore[0] if ignore else None).as_classes(path)
 
 
 def _named_values(labels: dict[str, Any], order: Any, path: Path) -> list[tuple[str, int]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mim3d.data.cohort.bids_labels import pair_by_entities
@@ -15,11 +16,13 @@ from mim3d.data.cohort.cases import (
     is_volume_name,
     listed,
     must_lie_within,
+    remark_on_folders,
     remark_on_ids,
     stem,
     subject_of,
     unique_ids,
 )
+from mim3d.data.cohort.dataset_json import CHANNEL
 from mim3d.data.files.segments import ENDING as SEGMENTATION
 from mim3d.foundation.errors import UserError
 
@@ -67,13 +70,9 @@ def read_pattern(source: Path, pattern: str, labels: str | None = None) -> Cohor
             remedy="patterns are relative to the source: `sub-*/**/*_T1w.nii.gz`",
             code="empty-cohort",
         )
-    return Cohort(
-        "",
-        tuple(_cases(found, source, pairs)),
-        "files by a pattern",
-        remarks=remark_on_ids(found),
-        source=str(source),
-    )
+    cases = tuple(_cases(_alone(found), source, pairs))
+    remarks = (*remark_on_ids(found), *remark_on_folders(cases, source))
+    return Cohort("", cases, "files by a pattern", remarks=remarks, source=str(source))
 
 
 def _matching(source: Path, pattern: str) -> list[Path]:
@@ -91,17 +90,23 @@ def read_folder(source: Path) -> Cohort:
     """A folder of volumes, however deep, with labels where names say so.
 
     With folders `images*` and `labels*` in it, those are paired; otherwise a file called like
-    another with `_seg`, `_label` or `_mask` added is its label map.
+    another with `_seg`, `_label` or `_mask` added is its label map. Where all files are called as
+    nnU-Net calls them (`CASE_0000`, `CASE_0001`, ...), those of one case are its channels.
 
     Raises:
         UserError: no volume, or label maps without image.
     """
     folders = _image_folders(source)
     if folders:
-        cases = [case for images, labels, part in folders for case in _paired(images, labels, part)]
-        has_validation = any(case.part == "validation" for case in cases)
-        kind = "folders of images and labels"
-        return Cohort("", tuple(cases), kind, has_validation=has_validation, source=str(source))
+        paired = tuple(case for one in folders for case in _paired(*one))
+        return Cohort(
+            "",
+            paired,
+            "folders of images and labels",
+            has_validation=any(case.part == "validation" for case in paired),
+            remarks=remark_on_folders(paired, source),
+            source=str(source),
+        )
     files, series = _walk(source)
     if not files and not series:
         raise UserError(
@@ -110,26 +115,28 @@ def read_folder(source: Path) -> Cohort:
             remedy="volumes end in .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd or .hdr, or are DICOM",
             code="empty-cohort",
         )
-    labels = [file for file in files if _is_label(file)]
-    images = [file for file in files if file not in set(labels)]
+    images, labels = _apart(files)
     pairs = _pairs(images, labels)
-    kind = "a tree of DICOM series" if series and not files else "a plain folder"
     every = sorted([*images, *series])
+    channels = {} if labels or series else _channels(images)
+    cases = tuple(_cases(channels or _alone(every), source, pairs))
+    count = len(cases[0].images)
     return Cohort(
         "",
-        tuple(_cases(every, source, pairs)),
-        kind,
-        remarks=remark_on_ids(every),
+        cases,
+        "a tree of DICOM series" if series and not files else "a plain folder",
+        remarks=(*remark_on_ids([*(channels or every)]), *remark_on_folders(cases, source)),
         source=str(source),
+        found=(f"{count} channel(s) a case, by `_0000` at the end of the names",) * bool(channels),
     )
 
 
 def read_images_alone(source: Path) -> Cohort:
     """Every volume of a folder that is not named as a label map, for a look at what there is."""
     files, series = _walk(source)
-    images = sorted([*(file for file in files if not _is_label(file)), *series])
+    images = sorted([*_apart(files)[0], *series])
     kind = "a folder whose label maps are left aside"
-    return Cohort("", tuple(_cases(images, source)), kind, source=str(source))
+    return Cohort("", tuple(_cases(_alone(images), source)), kind, source=str(source))
 
 
 def is_dicom_folder(path: Path) -> bool:
@@ -185,24 +192,55 @@ def _image_folders(source: Path) -> list[tuple[Path, Path | None, Part]]:
 
 def _paired(images: Path, labels: Path | None, part: Part) -> list[Case]:
     files, series = _walk(images)
-    label_files: list[Path] = []
-    if labels is not None:
+    if labels is None:
+        files, label_files = _apart(files)
+    else:
         must_lie_within(labels, images.parent)
         label_files, _ = _walk(labels)
     every = sorted([*files, *series])
-    return list(_cases(every, images, _pairs(every, label_files), part))
+    return list(_cases(_alone(every), images, _pairs(every, label_files), part))
 
 
 def _cases(
-    images: list[Path],
+    images: Mapping[Path, tuple[Path, ...]],
     source: Path,
     labels: dict[Path, Path] | None = None,
     part: Part = "training",
 ) -> Iterable[Case]:
-    for path, case_id in zip(images, unique_ids(images, source), strict=True):
-        must_lie_within(path, source)
+    """A case for each path that names one, with its files, a channel each."""
+    for path, case_id in zip(images, unique_ids([*images], source), strict=True):
+        for file in images[path]:
+            must_lie_within(file, source)
         subject = subject_of(path, source) or case_id
-        yield Case(case_id, subject, (path,), (labels or {}).get(path), part)
+        yield Case(case_id, subject, images[path], (labels or {}).get(path), part)
+
+
+def _alone(images: list[Path]) -> dict[Path, tuple[Path, ...]]:
+    return {path: (path,) for path in images}
+
+
+def _channels(images: list[Path]) -> dict[Path, tuple[Path, ...]]:
+    """Files by case where all of a flat folder are called `CASE_0000`, ...; else nothing.
+
+    Several numbers of a single name are taken for cases that somebody counted.
+    """
+    files: dict[Path, dict[int, Path]] = defaultdict(dict)
+    for image in images:
+        if matched := CHANNEL.match(stem(image)):
+            files[image.with_name(matched[1])][int(matched[2])] = image
+    is_complete = sum(map(len, files.values())) == len(images)
+    is_flat = len({path.parent for path in files}) == 1
+    count = len(next(iter(files.values()), ()))
+    is_alike = all(sorted(numbers) == list(range(count)) for numbers in files.values())
+    if not (is_complete and is_flat and is_alike) or len(files) == 1 < count:
+        return {}
+    return {path: tuple(numbers[n] for n in range(count)) for path, numbers in files.items()}
+
+
+def _apart(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Images and label maps, by their names."""
+    labels = [file for file in files if _is_label(file)]
+    return [file for file in files if file not in set(labels)], labels
 
 
 def _is_label(file: Path) -> bool:
@@ -212,18 +250,21 @@ def _is_label(file: Path) -> bool:
 def _pairs(images: list[Path], labels: list[Path]) -> dict[Path, Path]:
     """Label maps by image: equal stems, else stems equal without `img`, `seg` and the like.
 
+    Of several images the one in the same folder counts, or in the same below `images` and `labels`.
+
     Raises:
         UserError: a label map without image, or one that fits several.
     """
-    exact = {stem(image): image for image in images}
-    loose: dict[str, list[Path]] = {}
+    exact: dict[str, list[Path]] = defaultdict(list)
+    loose: dict[str, list[Path]] = defaultdict(list)
     for image in images:
-        loose.setdefault(_key(image), []).append(image)
+        exact[stem(image)].append(image)
+        loose[_key(image)].append(image)
     pairs: dict[Path, Path] = {}
     lost = []
     for label in labels:
-        candidates = [exact[stem(label)]] if stem(label) in exact else loose.get(_key(label), [])
-        beside = [image for image in candidates if image.parent == label.parent] or candidates
+        candidates = exact.get(stem(label)) or loose.get(_key(label), [])
+        beside = [image for image in candidates if _place(image) == _place(label)] or candidates
         if len(beside) != 1 or beside[0] in pairs:
             lost.append(label.name)
         else:
@@ -236,6 +277,13 @@ def _pairs(images: list[Path], labels: list[Path]) -> dict[Path, Path]:
             code="unpaired-label",
         )
     return pairs
+
+
+def _place(path: Path) -> list[str]:
+    """The folders of a file; `imagesTr` and `labelsTr` are the same."""
+    matches = [(IMAGES.fullmatch(part) or LABELS.fullmatch(part), part)
+               for part in path.parent.parts]  # fmt: skip
+    return [matched[1].lower() if matched else part for matched, part in matches]
 
 
 def _key(path: Path) -> str:

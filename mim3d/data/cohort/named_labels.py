@@ -25,7 +25,7 @@ def with_named_labels(cohort: Cohort, source: Path) -> Cohort:
         source: the file or folder that was read.
 
     Raises:
-        UserError: a table that cannot be read, or segments of one value with two names.
+        UserError: a table that cannot be read, one value with two names, or two with one.
     """
     labels = [case.label for case in cohort.cases if case.label is not None]
     if not labels:
@@ -40,7 +40,7 @@ def with_named_labels(cohort: Cohort, source: Path) -> Cohort:
         return replace(cohort, classes=_coloured(cohort.classes, table))
     where = path.name if path is not None else "the headers of the label maps"
     remark = f"names of {len(table.names)} label value(s) come from `{where}`"
-    return replace(cohort, classes=table.as_classes(), found=(*cohort.found, remark))
+    return replace(cohort, classes=table.as_classes(path), found=(*cohort.found, remark))
 
 
 def _folders(labels: Sequence[Path], root: Path) -> list[Path]:

@@ -53,6 +53,10 @@ def read_cohort(
         remarks = (f"`{source}` was found by the environment variable nnUNet_raw",)
     if not path.exists():
         raise UserError(f"`{source}` does not exist", remedy="check the path", code="no-source")
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"`{source}` is neither a file nor a folder", remedy="check the path", code="no-source"
+        )
     described = path / "dataset.json"
     cohort = _listed(described if pattern is None and described.is_file() else path)
     if cohort is None:

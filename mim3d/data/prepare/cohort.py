@@ -21,6 +21,7 @@ from mim3d.data.prepare.modality import decided
 from mim3d.data.prepare.outcome import PreparationResult, outcome
 from mim3d.data.prepare.pool import run
 from mim3d.data.prepare.printed import fingerprint_lines, plan_lines
+from mim3d.data.prepare.replacing import check_replaceable, remove_store
 from mim3d.data.prepare.sharing import agreed, end, merging
 from mim3d.data.prepare.summary import cohort_facts, rebuild
 from mim3d.data.store.layout import (
@@ -43,6 +44,8 @@ def prepare_store(
     out: Path | str,
     config: PrepareConfig | None = None,
     reporter: Reporter | None = None,
+    *,
+    overwrite: bool = False,
 ) -> PreparationResult:
     """Prepares a cohort: reads, checks, orients, resamples, measures, crops and stores each case.
 
@@ -59,17 +62,19 @@ def prepare_store(
         out: the store's folder.
         config: settings; those of the store decide what a case's key is.
         reporter: where progress is told.
+        overwrite: begin anew, also where the store of another cohort stands.
 
     Raises:
-        UserError: no source, no case, another cohort's store at `out`, or a store at `out` all of
-            whose sources are missing: it stays as it is.
+        UserError: no source, no case, another cohort's store at `out`, a store at `out` all of
+            whose sources are missing, or something that is no store and would be overwritten: it
+            stays as it is.
         ResourceError: the disk is full; what is done is kept.
     """
     start = time.monotonic()
     config = config or PrepareConfig()
     reporter = reporter or Silent()
     settings = config.prepare
-    shard = asked_shard(config.shard)
+    shard = asked_shard(config.shard, overwrite=overwrite)
     _check(settings)
     cohort = source if isinstance(source, Cohort) else read_source(source, config)
     settings = _settled(settings, cohort)
@@ -81,8 +86,13 @@ def prepare_store(
     if settings.case_ids == "hashed":
         cohort = hash_ids(cohort)
     folder = Path(out)
-    _check_same_cohort(folder, cohort)
+    if overwrite:
+        check_replaceable(folder, Path(cohort.source if isinstance(source, Cohort) else source))
+    else:
+        _check_same_cohort(folder, cohort)
     _check_some_are_there(folder, cohort)
+    if overwrite:
+        remove_store(folder)
     make_folder(folder / CASES)
     for used in (folder, folder / CASES):
         sweep(used)

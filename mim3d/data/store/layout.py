@@ -26,6 +26,7 @@ CASES = "cases"
 MANIFEST = "manifest.json"
 FINGERPRINT = "fingerprint.json"
 QUARANTINE = "quarantine.tsv"
+CONTACT_SHEET = "contact_sheet.png"
 
 CHUNK = 32
 """Side of a chunk. 16 loses to the overhead of each, 64 to voxels nobody asked for."""

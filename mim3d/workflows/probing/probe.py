@@ -15,6 +15,7 @@ from typing import Any
 from mim3d.config.probe import ProbeConfig
 from mim3d.config.tree import settings, value_of
 from mim3d.config.writing import to_mapping
+from mim3d.evaluation.intervals import check_evaluation
 from mim3d.foundation.atomic import make_folder, write_json
 from mim3d.foundation.disk import check_written
 from mim3d.foundation.errors import ConfigError
@@ -119,6 +120,7 @@ def _differing(config: ProbeConfig) -> frozenset[str]:
 def _resolved(config: ProbeConfig, run: str, task: Task, said: Collection[str]) -> ProbeConfig:
     """With the run's crop and air, who judges, and how crops lie, where nothing was said."""
     check_inference(config.inference)
+    check_evaluation(config.evaluation)
     if "optim.adapt" in said:
         raise ConfigError(
             "`optim.adapt` is what a comparison compares",

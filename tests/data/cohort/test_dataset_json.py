@@ -173,6 +173,24 @@ def test_regions_without_an_order_are_refused(tmp_path):
         read_cohort(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        ({"0": "background", "1": "tumour", "4": "tumour"}, "1 and 4 are both called `tumour`"),
+        ({"1": "background", "2": "cyst"}, "0 and 1 are both called `background`"),
+    ],
+)
+def test_two_values_of_one_name_are_refused(tmp_path, labels, match):
+    """They were prepared, and `evaluate` ended in an IndexError."""
+    path = described(tmp_path, labels=labels, training=[{"image": "a.nii.gz"}])
+
+    with pytest.raises(UserError, match=match) as caught:
+        read_cohort(tmp_path)
+
+    assert caught.value.where == str(path)
+    assert "a name of its own" in caught.value.remedy
+
+
 def test_the_environment_of_nnunet_finds_a_data_set_and_says_so(tmp_path, monkeypatch):
     touch(tmp_path, "Dataset004_X/imagesTr/a_0000.nii.gz")
     described(tmp_path / "Dataset004_X", labels={"background": 0})

@@ -61,6 +61,101 @@ def test_a_label_map_without_image_is_refused(tmp_path):
     assert "CSV" in caught.value.remedy
 
 
+def test_labels_of_one_name_are_paired_by_their_folders(tmp_path):
+    touch(tmp_path, *(f"imagesTr/{p}/scan.nii.gz" for p in ("p1", "p2", "p3")))
+    touch(tmp_path, "labelsTr/p1/scan.nii.gz", "labelsTr/p2/scan.nii.gz")
+
+    for cohort in (
+        read_cohort(tmp_path),
+        read_cohort(tmp_path, "imagesTr/*/*.nii.gz", labels="labelsTr/*/*.nii.gz"),
+    ):
+        labels = {c.images[0].parent.name: c.label and c.label.parent.name for c in cohort.cases}
+        assert labels == {"p1": "p1", "p2": "p2", "p3": None}
+
+
+@pytest.mark.parametrize(
+    "images",
+    [("images/p1/a.nii.gz", "images/p2/a.nii.gz"), ("images/a.nii", "images/a.nii.gz")],
+)
+def test_a_label_map_that_fits_several_images_is_refused(tmp_path, images):
+    touch(tmp_path, *images, "labels/a.nii.gz")
+
+    with pytest.raises(UserError, match=r"not one alone: `a\.nii\.gz`") as caught:
+        read_cohort(tmp_path)
+    assert caught.value.code == "unpaired-label"
+
+
+@pytest.mark.parametrize("folders", [("images", "images"), ("img0", "img1")])
+def test_label_maps_in_folders_of_images_are_no_images(tmp_path, folders):
+    touch(tmp_path, *(f"{folder}/c{n}.nii.gz" for n, folder in enumerate(folders)))
+    touch(tmp_path, *(f"{folder}/c{n}_seg.nii.gz" for n, folder in enumerate(folders)))
+
+    assert rows(read_cohort(tmp_path)) == [
+        ("c0", ["c0.nii.gz"], "c0_seg.nii.gz", "training"),
+        ("c1", ["c1.nii.gz"], "c1_seg.nii.gz", "training"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "endings", "is_told"),
+    [
+        ("p{}", ("a.nii.gz", "b.nii.gz"), True),
+        ("images/p{}", ("a.nii.gz", "b.nii.gz"), True),
+        ("p{}", ("a.nii.gz", "a_seg.nii.gz"), False),
+        ("sub-{}", ("a.nii.gz", "b.nii.gz"), False),
+        ("images", ("a.nii.gz", "b.nii.gz"), False),
+        (".", ("a.nii.gz", "b.nii.gz"), False),
+    ],
+)
+def test_folders_of_several_images_may_be_patients_and_that_is_told(
+    tmp_path, folder, endings, is_told
+):
+    """`p0/0a` was held out while `p0/0b` trained, without a word."""
+    touch(tmp_path, *(f"{folder.format(n)}/{n}{ending}" for n in (0, 1) for ending in endings))
+
+    cohort = read_cohort(tmp_path)
+
+    assert ["`subject`" in remark for remark in cohort.remarks] == [True] * is_told
+    if is_told:
+        assert "2 folder(s)" in cohort.remarks[0]
+        assert [case.subject_id for case in cohort.cases] == ["0a", "0b", "1a", "1b"]
+
+
+def test_a_folder_of_images_of_nnunet_joins_channels_by_suffix(tmp_path):
+    touch(tmp_path, *(f"two/c{n}_000{c}.nii.gz" for n in (1, 2) for c in (0, 1)))
+    touch(tmp_path, "one/c1_0000.nii.gz", "one/c2_0000.nii.gz")
+
+    two, one = read_cohort(tmp_path / "two"), read_cohort(tmp_path / "one")
+
+    assert rows(two) == [
+        ("c1", ["c1_0000.nii.gz", "c1_0001.nii.gz"], None, "training"),
+        ("c2", ["c2_0000.nii.gz", "c2_0001.nii.gz"], None, "training"),
+    ]
+    assert rows(one) == [
+        ("c1", ["c1_0000.nii.gz"], None, "training"),
+        ("c2", ["c2_0000.nii.gz"], None, "training"),
+    ]
+    assert two.found == ("2 channel(s) a case, by `_0000` at the end of the names",)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a_0000", "a_0001", "b_0000"),
+        ("a_0001", "b_0001"),
+        ("a_0000", "b_0000", "c"),
+        ("scan_0000", "scan_0001", "scan_0002"),
+        ("a/x_0000", "a/y_0000", "b/z_0000"),
+    ],
+)
+def test_numbers_that_are_no_channels_stay_in_the_names(tmp_path, names):
+    touch(tmp_path, *(f"{name}.nii.gz" for name in names))
+
+    assert [case.case_id for case in read_cohort(tmp_path).cases] == [
+        name.split("/")[-1] for name in names
+    ]
+
+
 def test_words_within_names_are_no_label_words(tmp_path):
     touch(tmp_path, "segal_01.nii.gz", "masked.nii.gz", "Labelle.nii.gz", "03_unmask.nii.gz")
 
@@ -142,6 +237,8 @@ def test_nothing_there_is_one_sentence(tmp_path):
         read_cohort(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no volume lies in this folder"):
         read_cohort(tmp_path)
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        read_cohort("/dev/null")
     (tmp_path / "imagesTr").mkdir()
     with pytest.raises(UserError, match="holds no case"):
         read_cohort(tmp_path)

@@ -276,8 +276,9 @@ def _half_prediction(path: Path, wholes: tuple[Path, ...]) -> str | None:
         if file.suffix == ".gz" and "probabilities" not in file.name:
             read_label(file)
     record = path / RECORD
-    for name in json.loads(record.read_text()) if record.is_file() else ():
-        if not (path / name).is_file():
+    entries = json.loads(record.read_text()) if record.is_file() else {}
+    for name, key in entries.items():
+        if key and not (path / name).is_file():
             return f"`{name}` is in the record and not there"
     return None
 

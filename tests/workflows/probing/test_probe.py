@@ -279,6 +279,7 @@ def test_a_dry_run_lists_the_rows_and_writes_nothing(maps, run, tmp_path):
     [
         ({"probe": ComparisonConfig(readers=())}, ConfigError, "no reader"),
         ({"probe": ComparisonConfig(neighbours=0)}, ConfigError, "1 or more"),
+        ({"evaluation": EvaluationConfig(confidence=95)}, ConfigError, "above 0 and below 1"),
         ({"optim": OptimConfig(adapt="lora")}, ConfigError, "what a comparison compares"),
         ({"task": "classification"}, UserError, "no targets"),
         ({"classification": ClassificationConfig(target="age")}, UserError, "no targets"),
