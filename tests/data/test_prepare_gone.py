@@ -133,13 +133,18 @@ def test_a_manifest_that_cannot_be_used_is_mended_by_preparing_again(cohort, tmp
     assert path.read_bytes() == whole
 
 
-def test_a_cohort_of_both_modalities_is_kept_by_a_second_run(tmp_path):
-    """What was decided case by case is not decided anew by what most cases are."""
+@pytest.fixture
+def of_both_modalities(tmp_path):
+    """A folder `in` with a CT and two that are none, and the `store` of it."""
     hounsfield = np.random.default_rng(1).integers(-1000, 900, (24, 22, 20)).astype(np.int16)
     write_nifti(tmp_path / "in/ct.nii.gz", hounsfield)
     for name in ("mr_1", "mr_2"):
         write_nifti(tmp_path / f"in/{name}.nii.gz", make_volume(1, 0, RULE)[0][0])
     prepare_store(tmp_path / "in", tmp_path / "store", config_with())
+
+
+def test_a_cohort_of_both_modalities_is_kept_by_a_second_run(of_both_modalities, tmp_path):
+    """What was decided case by case is not decided anew by what most cases are."""
     voxels = voxel_files(tmp_path / "store")
 
     again = prepare_store(tmp_path / "in", tmp_path / "store", config_with())
@@ -148,13 +153,10 @@ def test_a_cohort_of_both_modalities_is_kept_by_a_second_run(tmp_path):
     assert voxel_files(tmp_path / "store") == voxels
 
 
-def test_a_volume_is_taken_as_the_cases_of_a_cohort_of_both_modalities_were(tmp_path):
+def test_a_volume_is_taken_as_the_cases_of_a_cohort_of_both_modalities_were(
+    of_both_modalities, tmp_path
+):
     """Most are MR here: a CT must not be normalised as one by whoever goes by the store."""
-    hounsfield = np.random.default_rng(1).integers(-1000, 900, (24, 22, 20)).astype(np.int16)
-    write_nifti(tmp_path / "in/ct.nii.gz", hounsfield)
-    for name in ("mr_1", "mr_2"):
-        write_nifti(tmp_path / f"in/{name}.nii.gz", make_volume(1, 0, RULE)[0][0])
-    prepare_store(tmp_path / "in", tmp_path / "store", config_with())
     store = Store(tmp_path / "store")
     record = {"preparation": store.preparation, "modalities": list(store.modalities)}
 
