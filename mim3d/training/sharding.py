@@ -7,10 +7,16 @@ in is cut (`spread`), so that a checkpoint does not know how many processes wrot
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def shard(module: nn.Module, blocks: Iterable[nn.Module], world: int, device: torch.device) -> None:
@@ -28,9 +34,20 @@ def shard(module: nn.Module, blocks: Iterable[nn.Module], world: int, device: to
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world,))
+    atexit.register(_let_go, mesh)  # before `fabric` leaves the group: the last one goes first
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+
+
+def _let_go(mesh: DeviceMesh) -> None:
+    """Drops what would keep the processes' group when it is left, and with it its threads.
+
+    These would run into the end of the interpreter, which at times aborts. torch's caches keep the
+    mesh for ever, and what was cut holds the group in circles.
+    """
+    getattr(mesh, "_pg_registry", {}).clear()
+    gc.collect()
 
 
 def encoder_blocks(task: nn.Module) -> list[nn.Module]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
+import resource
 import time
-from pathlib import Path
 
 import nibabel as nib
 import pytest
@@ -20,6 +17,7 @@ from mim3d.data.store import Store
 from mim3d.foundation.atomic import temporary_name
 from mim3d.foundation.errors import ConfigError, ResourceError, UserError
 from mim3d.foundation.reporting import Silent
+from tests.reliability.killing import Child, Say, life
 
 # What a second run does
 
@@ -155,17 +153,14 @@ def test_cases_that_left_the_source_leave_the_store_and_another_cohort_is_refuse
 
 def test_two_preparations_of_one_store_at_once_make_one_whole_store(cohort, tmp_path):
     prepare_store(cohort, tmp_path / "alone", config_with())
-    script = textwrap.dedent(f"""
-        from mim3d.config.verbs import PreparationConfig, PrepareConfig
-        from mim3d.data.prepare import prepare_store
-        prepare_store({str(cohort)!r}, {str(tmp_path / "store")!r},
-                      PrepareConfig(prepare=PreparationConfig(workers=0)))
-    """)
-    root = Path(__file__).parents[2]
 
-    both = [subprocess.Popen([sys.executable, "-c", script], cwd=root) for _ in range(2)]
+    both = [
+        Child(lambda say: prepare_store(cohort, tmp_path / "store", config_with()))
+        for _ in range(2)
+    ]
+    lives = [child.wait() for child in both]
 
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [(one.fault, one.signal) for one in lives] == [(None, None)] * 2
     assert voxel_files(tmp_path / "store") == voxel_files(tmp_path / "alone")
     assert Store(tmp_path / "store").verify() == {}
 
@@ -175,23 +170,20 @@ def test_a_full_disk_ends_with_one_sentence_and_leaves_older_files(cohort, tmp_p
     """A limit on the size of files stands for a full disk."""
     prepare_store(cohort, tmp_path / "store", config_with())
     before = voxel_files(tmp_path / "store")
-    script = textwrap.dedent(f"""
-        import resource
-        from mim3d.config.verbs import PreparationConfig, PrepareConfig
-        from mim3d.data.prepare import prepare_store
-        from mim3d.foundation.errors import ResourceError
+
+    def work(say: Say) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-        config = PrepareConfig(prepare=PreparationConfig(workers={workers}, crop_to_body=False))
         try:
-            prepare_store({str(cohort)!r}, {str(tmp_path / "store")!r}, config)
+            prepare_store(
+                cohort, tmp_path / "store", config_with(workers=workers, crop_to_body=False)
+            )
         except ResourceError as error:
-            print(error.what)
-    """)
+            say(error.what)
 
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2],
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    found = life(work)
 
-    assert done.stdout.startswith("no room to write `phantom_000.h5`")
+    assert found.fault is None
+    assert found.said[-1].startswith("no room to write `phantom_000.h5`")
     assert voxel_files(tmp_path / "store") == before
     assert issubclass(ResourceError, UserError)
 

@@ -1,14 +1,17 @@
 """Every shipped config is read, and the papers' recipes take two steps on a phantom of their shape.
 
 The width of the encoder is a preset's; here it is the tiny one's, so that the suite stays short.
-Crop, channels, classes, patch, depth, taps, masking, loss and schedule are the recipe's own. The
-published width runs in the slow tier.
+Crop, channels, classes, patch, depth, taps, masking, loss and schedule are the recipe's own. One
+that is another recipe but for the share it masks is compared with that one instead. The published
+width of each runs in the slow tier.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from mim3d.data.files import write_label, write_volume
 from mim3d.data.phantom import PhantomRule, make_volume
 from mim3d.data.volume import Volume
 from mim3d.foundation.reporting import Silent
+from mim3d.tokens.masking import count
 from mim3d.training.optim import schedule
 from mim3d.workflows.finetune import finetune
 from mim3d.workflows.prepare import prepare
@@ -45,6 +49,14 @@ PRETRAINING = {
     "selfmedmae_msdbrats_m0875": "brats2021",
     "selfmedmae_msdbrats_m075": "brats2021",
 }
+TWINS = {
+    "mimmed3d_mae_brats21_t1ce": ("mimmed3d_mae_brats21_t1", 162),
+    "mimmed3d_simmim_brats21_t1ce": ("mimmed3d_simmim_brats21_t1", 162),
+    "selfmedmae_btcv_m075": ("selfmedmae_btcv_m0125", 162),
+    "selfmedmae_msdbrats_m075": ("selfmedmae_msdbrats_m0125", 384),
+    "selfmedmae_msdbrats_m0875": ("selfmedmae_msdbrats_m0125", 448),
+}
+"""Recipes that are another one but for the share they mask, and how many tokens that is."""
 FINETUNING = {
     "mimmed3d_btcv": "btcv",
     "mimmed3d_brats21": "brats2021",
@@ -105,7 +117,20 @@ def test_all_recipes_of_the_papers_ship() -> None:
     assert set(FINETUNING) <= set(shipped_names("finetune"))
 
 
-@pytest.mark.parametrize("name", PRETRAINING)
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_is_another_recipe_but_for_the_share_it_masks(name: str) -> None:
+    other, masked = TWINS[name]
+    mine, theirs = (read_config(each, PretrainConfig) for each in (name, other))
+    objective = replace(mine.objective, mask_ratio=theirs.objective.mask_ratio)
+
+    assert replace(mine, objective=objective) == theirs
+    assert isinstance(mine.objective.mask_ratio, float)
+    sides = zip(mine.data.crop_size, mine.encoder.patch, strict=True)
+    n = math.prod(side // patch for side, patch in sides)
+    assert count(mine.objective.mask_ratio, n, mine.objective.rounding) == masked
+
+
+@pytest.mark.parametrize("name", [name for name in PRETRAINING if name not in TWINS])
 def test_a_pretraining_recipe_takes_two_steps(name: str, stores: Stores, tmp_path: Path) -> None:
     _pretrain(name, stores, tmp_path, {"encoder.preset": "tiny"})
 

@@ -1,26 +1,22 @@
-"""What each process of the tests of gathering runs; started by `torchrun`, not by pytest."""
+"""What each process of the tests of gathering runs."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from loop_fakes import optim_config, training_config
+from view_crops import ALL, ENCODER, ViewFeed, batch, made
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
-
-from loop_fakes import optim_config, training_config  # noqa: E402
-from view_crops import ENCODER, ViewFeed, batch, made  # noqa: E402
-
-from mim3d.foundation.reporting import Silent  # noqa: E402
-from mim3d.models.gathering import gathered, rank_offset, world  # noqa: E402
-from mim3d.objectives.base import Moment, Task  # noqa: E402
-from mim3d.training.loop import fit  # noqa: E402
-from mim3d.training.run import Run  # noqa: E402
-from mim3d.training.validation import Validator  # noqa: E402
+from mim3d.foundation.reporting import Silent
+from mim3d.models.gathering import gathered, rank_offset, world
+from mim3d.objectives.base import Moment, Task
+from mim3d.training.loop import fit
+from mim3d.training.run import Run
+from mim3d.training.validation import Validator
 
 
 def look(name: str) -> Validator:
@@ -64,7 +60,8 @@ def gather(folder: Path) -> None:
     (folder / f"gathered_{rank}.json").write_text(json.dumps(facts))
 
 
-if __name__ == "__main__":
-    for word in sys.argv[3].split(","):
-        train(Path(sys.argv[1]), word, sys.argv[2])
-    gather(Path(sys.argv[1]))
+def main(folder: Path, strategy: str) -> None:
+    """All objectives one after the other, and rows."""
+    for name in ALL:
+        train(folder, name, strategy)
+    gather(folder)

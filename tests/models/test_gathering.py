@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +13,28 @@ from safetensors.torch import load_file
 from view_crops import ALL
 
 from mim3d.models.gathering import gathered, rank_offset, world
+from tests.models import gathering_program
+from tests.reliability.ranks import finished
 
 BATCH_NORMED = ("simclr", "vicreg", "byol", "mocov3")
 UNSEEN = ("encoder.norm.bias", "projector.layers.3.bias")
 """What these have in common for all crops BatchNorm or the loss takes away again: the gradient is
 rounding, of which AdamW makes steps."""
-PROGRAM = Path(__file__).with_name("gathering_program.py")
 
 
-def run(folder: Path, processes: int, names: str, strategy: str = "auto") -> Path:
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
-        [*command, str(PROGRAM), str(folder), strategy, names],
-        check=False,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def run(folder: Path, processes: int, strategy: str = "auto") -> Path:
+    finished(partial(gathering_program.main, folder, strategy), processes)
     return folder
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("alone"), 1, ",".join(ALL))
+    return run(tmp_path_factory.mktemp("alone"), 1)
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run(tmp_path_factory.mktemp("together"), 2, ",".join(ALL))
+    return run(tmp_path_factory.mktemp("together"), 2)
 
 
 def losses(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -86,7 +74,7 @@ def test_two_processes_train_as_one_with_the_whole_batch(
 
 @pytest.mark.slow
 def test_fsdp_trains_as_one_process_does(alone: Path, tmp_path: Path) -> None:
-    run(tmp_path, 2, ",".join(ALL), "fsdp")
+    run(tmp_path, 2, "fsdp")
 
     for name in ALL:
         assert_same_training(tmp_path, alone, name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import pickle
-import subprocess
 import sys
 import tarfile
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from mim3d.models import unpickling
 from mim3d.models.foreign_tables import Refusal
 from mim3d.models.unpickling import first_global, told
+from tests.reliability.killing import Say, life
 
 
 class Planted:
@@ -79,20 +81,21 @@ def test_names_in_a_pickle_are_read_without_running_it(
 def test_the_process_that_opens_pickles_may_do_nothing_else(
     code: str, event: str, tmp_path: Path
 ) -> None:
-    program = (
-        "import sys, socket, subprocess; from mim3d.models.unpickling import _watch, Refusal\n"
-        f"compiled = compile({code!r}, 'x', 'exec')\n"
-        "sys.addaudithook(lambda event, values: _watch(event, values, set()))\n"
-        "import types\n"
-        "try:\n    types.FunctionType(compiled, {'__builtins__': __builtins__})()\n"
-        "except Refusal as reason:\n    print(reason)\n"
-    )
-    root = Path(unpickling.__file__).parents[2]
+    compiled = compile(code, "x", "exec")
 
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
-                          text=True, env={**os.environ, "PYTHONPATH": str(root)})  # fmt: skip
+    def work(say: Say) -> None:
+        os.chdir(tmp_path)
+        sys.addaudithook(lambda event, values: unpickling._watch(event, values, set()))
+        try:
+            types.FunctionType(compiled, {"__builtins__": builtins})()
+        except Refusal as reason:
+            say(str(reason))
 
-    assert event in done.stdout, done.stderr
+    found = life(work)  # a hook stays until its process ends
+
+    assert found.fault is None
+    (reason,) = found.said
+    assert event in reason
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,28 +1,24 @@
-"""What each process of the test of learnt guides runs; started by `torchrun`, not by pytest."""
+"""What each process of the test of learnt guides runs."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from loop_fakes import optim_config, training_config
+from placed_crops import ENCODER, batch
 from safetensors.torch import save_file
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
-
-from loop_fakes import optim_config, training_config  # noqa: E402
-from placed_crops import ENCODER, batch  # noqa: E402
-from test_learnt_guide import task  # noqa: E402
-
-from mim3d.config.objective import GuideConfig, SupervisedConfig  # noqa: E402
-from mim3d.data.batch import CropBatch  # noqa: E402
-from mim3d.foundation.reporting import Silent  # noqa: E402
-from mim3d.training.loop import fit  # noqa: E402
-from mim3d.training.run import Run  # noqa: E402
+from mim3d.config.objective import GuideConfig, SupervisedConfig
+from mim3d.data.batch import CropBatch
+from mim3d.foundation.reporting import Silent
+from mim3d.objectives.masked import Masked
+from mim3d.training.loop import fit
+from mim3d.training.run import Run
 
 
 class CaseFeed:
@@ -52,7 +48,7 @@ class CaseFeed:
             yield step, parts
 
 
-def main(folder: Path, by: Any) -> None:
+def main(task: Callable[..., Masked], folder: Path, by: Any) -> None:
     made = task(
         encoder=replace(ENCODER, qkv_bias=False, class_token=True),
         guide=GuideConfig(by=by, warmup=0.25, refresh_epochs=1.0),
@@ -72,7 +68,3 @@ def main(folder: Path, by: Any) -> None:
         )
     state = {name: tensor.contiguous() for name, tensor in made.state_dict().items()}
     save_file(state, folder / f"rank_{os.environ.get('RANK', '0')}.safetensors")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,8 @@ from mim3d.objectives.masked import Masked
 from mim3d.objectives.registry import PRETEXT_TASKS
 from mim3d.tokens.masking import is_masked
 from mim3d.tokens.patches import cut_crop
-
-PROGRAM = Path(__file__).with_name("learnt_guide_program.py")
+from tests.objectives import learnt_guide_program
+from tests.reliability.ranks import finished
 
 
 def task(
@@ -360,18 +358,7 @@ def test_guides_are_of_the_classes_their_words_say() -> None:
 @pytest.mark.parametrize("by", ["attention", "loss"])
 def test_two_processes_learn_the_same_maps_and_weights_as_one(tmp_path: Path, by: str) -> None:
     for world in (1, 2):
-        command = [sys.executable]
-        if world > 1:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
-        done = subprocess.run(
-            [*command, str(PROGRAM), str(tmp_path / str(world)), by],
-            check=False,
-            timeout=240,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        finished(partial(learnt_guide_program.main, task, tmp_path / str(world), by), world)
 
     alone = load_file(tmp_path / "1" / "rank_0.safetensors")
     first, second = (load_file(tmp_path / "2" / f"rank_{rank}.safetensors") for rank in (0, 1))

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch.distributed as dist
 
-from tests.reliability.killing import Child, Life, Say
+from tests.reliability.killing import Child, Life, Say, life
 
 WORLD = 2
 
@@ -26,6 +26,19 @@ def together(work: RankWork) -> list[Life]:
                             timeout=timedelta(seconds=60))  # fmt: skip
     children = [Child(partial(_work, work, rank, meeting.port)) for rank in range(WORLD)]
     return [child.wait() for child in children]
+
+
+def finished(work: Callable[[], None], world: int) -> None:
+    """Does the same work in one process or in two, and fails where one does not finish it.
+
+    torchrun would start each on a Python of its own, which loads torch for seconds.
+    """
+    if world == 1:
+        lives = [life(lambda say: work())]
+    else:
+        assert world == WORLD
+        lives = together(lambda rank, say: work())
+    assert [(one.fault, one.signal) for one in lives] == [(None, None)] * world
 
 
 def _work(work: RankWork, rank: int, port: int, say: Say) -> None:

@@ -1,7 +1,8 @@
-"""What each process of the two-process tests runs; started by `torchrun`, not by pytest."""
+"""What each process of the two-process tests runs; started by `torchrun`, or forked."""
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -12,30 +13,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+if __name__ == "__main__":
+    sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
 
-from loop_fakes import FakeFeed, FakeTask, optim_config, training_config  # noqa: E402
+from loop_fakes import FakeFeed, FakeTask, optim_config, training_config
 
-from mim3d.config.encoder import EncoderConfig  # noqa: E402
-from mim3d.config.objective import PretextConfig, TeacherConfig  # noqa: E402
-from mim3d.config.task import ClassificationConfig  # noqa: E402
-from mim3d.config.training import OptimConfig  # noqa: E402
-from mim3d.data.asked_target import AskedTarget  # noqa: E402
-from mim3d.data.batch import CropBatch  # noqa: E402
-from mim3d.foundation.errors import UserError  # noqa: E402
-from mim3d.foundation.randomness import generator  # noqa: E402
-from mim3d.foundation.reporting import Silent  # noqa: E402
-from mim3d.models.classifier import VolumeClassifier  # noqa: E402
-from mim3d.models.low_rank import adapt  # noqa: E402
-from mim3d.models.vit import VolumeViT  # noqa: E402
-from mim3d.objectives.base import Moment, Outcome, Task  # noqa: E402
-from mim3d.objectives.classification import Classification  # noqa: E402
-from mim3d.objectives.mae import MaskedAutoencoder  # noqa: E402
-from mim3d.objectives.smit import SMIT  # noqa: E402
-from mim3d.training.fabric import processes  # noqa: E402
-from mim3d.training.loop import fit  # noqa: E402
-from mim3d.training.run import Run  # noqa: E402
-from mim3d.training.validation import Validator  # noqa: E402
+from mim3d.config.encoder import EncoderConfig
+from mim3d.config.objective import PretextConfig, TeacherConfig
+from mim3d.config.task import ClassificationConfig
+from mim3d.config.training import OptimConfig
+from mim3d.data.asked_target import AskedTarget
+from mim3d.data.batch import CropBatch
+from mim3d.foundation.errors import UserError
+from mim3d.foundation.randomness import generator
+from mim3d.foundation.reporting import Silent
+from mim3d.models.classifier import VolumeClassifier
+from mim3d.models.low_rank import adapt
+from mim3d.models.vit import VolumeViT
+from mim3d.objectives.base import Moment, Outcome, Task
+from mim3d.objectives.classification import Classification
+from mim3d.objectives.mae import MaskedAutoencoder
+from mim3d.objectives.smit import SMIT
+from mim3d.training.fabric import processes
+from mim3d.training.loop import fit
+from mim3d.training.run import Run
+from mim3d.training.validation import Validator
 
 
 def volume_task(kind: str) -> Task:
@@ -110,6 +112,13 @@ def looking(feed: type[FakeFeed], trouble: str) -> Validator:
     return Validator("look", 4, look, best=("loss", "min"))
 
 
+def note_threads(folder: Path) -> None:
+    """Writes which threads are left, by the names that the system has of them."""
+    left = sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    rank = os.environ.get("RANK", "0")
+    (folder / f"threads_{rank}.json").write_text(json.dumps(left))
+
+
 def main(folder: Path, trouble: str, strategy: str, kind: str, accumulation: int) -> None:
     rank = os.environ.get("RANK", "0")
     feed_class = FakeFeed if kind == "fake" else VolumeFeed
@@ -138,4 +147,6 @@ def main(folder: Path, trouble: str, strategy: str, kind: str, accumulation: int
 
 
 if __name__ == "__main__":
+    # Before the processes meet, so that it comes behind their parting.
+    atexit.register(note_threads, Path(sys.argv[1]))
     main(Path(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5]))
