@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mim3d.config.removed import gone, removed
-from mim3d.config.tree import hints, is_section, nearest, settings, similar, title
+from mim3d.config.tree import hints, is_section, nearest, settings, similar, title, value_of
 from mim3d.config.values import Refused, convert, shown, words
 from mim3d.foundation.errors import ConfigError
 
@@ -79,6 +80,20 @@ def typed(key: str, entry: Entry, hint: Any) -> Any:
             remedy=_meant(entry.value, hint),
             code="wrong-type",
         ) from None
+
+
+def check_finite(config: DataclassInstance) -> None:
+    """Raises `ConfigError` for a number that is not finite: of those, none is read from text."""
+    for key, hint in settings(type(config)).items():
+        value = value_of(config, key)
+        if not _is_finite(value):
+            typed(key, Entry(value), hint)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _meant(value: Any, hint: Any) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mim3d.foundation.errors import ConfigError
@@ -21,12 +21,14 @@ class Removed:
     """A setting that is gone.
 
     Args:
-        default: it had, as YAML holds it.
+        default: it had, as YAML holds it; of a section, those of its settings.
         why: what came in its place, as the end of a sentence.
+        had_effect: whether another value made another run.
     """
 
     default: Any
     why: str
+    had_effect: bool = True
 
 
 REMOVED: Mapping[str, Mapping[str, Removed]] = {
@@ -35,8 +37,20 @@ REMOVED: Mapping[str, Mapping[str, Removed]] = {
             0.9, "BYOL lives by `objective.contrast.projector_norm batch` and has no centre"
         ),
     },
+    "finetune": {
+        "evaluation": Removed(
+            {
+                "nsd_tolerance_mm": 1.0,
+                "resamples": 2000,
+                "confidence": 0.95,
+                "allow_missing": False,
+            },
+            "it had no effect on a fine-tuning; `mim3d evaluate` takes `evaluation.*`",
+            had_effect=False,
+        ),
+    },
 }
-"""Verb to dotted key."""
+"""Verb to dotted key, or to a section."""
 
 
 def removed(key: str, verb: str | None = None) -> Removed | None:
@@ -46,12 +60,17 @@ def removed(key: str, verb: str | None = None) -> Removed | None:
         key: dotted.
         verb: whose config it stood in; None looks at those of all.
     """
-    tables = REMOVED.values() if verb is None else [REMOVED.get(verb, {})]
-    return next((table[key] for table in tables if key in table), None)
+    section, _, name = key.partition(".")
+    for table in REMOVED.values() if verb is None else [REMOVED.get(verb, {})]:
+        if key in table:
+            return table[key]
+        if section in table and name in table[section].default:
+            return replace(table[section], default=table[section].default[name])
+    return None
 
 
 def is_dropped(key: str, value: Any, verb: str | None = None, place: str = "") -> bool:
-    """Whether a stored setting is left out: it is gone, and stood at the default it had.
+    """Whether a stored setting is left out: it is gone, and stood at its default or had no effect.
 
     Args:
         key: dotted.
@@ -60,14 +79,17 @@ def is_dropped(key: str, value: Any, verb: str | None = None, place: str = "") -
         place: where, for messages: `` in `plan.json` ``.
 
     Raises:
-        ConfigError: it is gone, and stood at another value.
+        ConfigError: it is gone, and another value than it stood at made another run.
     """
     known = removed(key, verb)
     if known is None:
         return False
-    if value != known.default:
+    if value == known.default:
+        logger.info("`%s`%s is left out: it was removed, and stands at its default", key, place)
+    elif known.had_effect:
         raise gone(key, known, f"{place} is `{str(value)[:60]}` and")
-    logger.info("`%s`%s is left out: it was removed, and stands at its default", key, place)
+    else:
+        logger.warning("`%s`%s is left out: %s", key, place, known.why)
     return True
 
 
@@ -79,9 +101,9 @@ def gone(key: str, known: Removed, place: str = "") -> ConfigError:
         known: what is known of it.
         place: where it stands.
     """
+    only = "; what was made with it, only the version that made it can continue"
     return ConfigError(
         f"`{key}`{place} is a setting that was removed: {known.why}",
-        remedy="leave it out of a config; what was made with it, only the version that made it "
-        "can continue",
+        remedy=f"leave it out of a config{only if known.had_effect else ''}",
         code="removed-key",
     )

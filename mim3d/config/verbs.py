@@ -125,7 +125,6 @@ class FinetuneConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=unmirrored)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     init: str | None = None
     """Run to take the encoder from, or `none` to start from scratch; it must be said."""
     init_checkpoint: Literal["last", "best"] = "last"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from mim3d.config.building import Config
+from mim3d.config.building import Config, check_finite
 from mim3d.config.tree import hints, is_section, settings, value_of
 from mim3d.config.values import resolve
 
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
 
 def to_mapping(config: DataclassInstance) -> dict[str, Any]:
-    """A config as nested mappings of plain values, tuples as lists; complete, in field order."""
+    """A config as nested mappings of plain values, tuples as lists; complete, in field order.
+
+    Raises:
+        ConfigError: it holds a number that is not finite.
+    """
+    check_finite(config)
+    return _mapping(config)
+
+
+def _mapping(config: DataclassInstance) -> dict[str, Any]:
     return {
-        name: to_mapping(value) if is_section(hint) else _listed(value)
+        name: _mapping(value) if is_section(hint) else _listed(value)
         for name, hint in hints(type(config)).items()
         for value in [getattr(config, name)]
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,31 @@ class ClassTable:
             "(as `ignore` where it should be left out)",
             code="foreign-label",
         )
+
+
+def check_names(
+    values: Iterable[int], names: Iterable[str], where: Path | str | None = None
+) -> None:
+    """Refuses two values of one name: results go by names.
+
+    Args:
+        values: of the classes.
+        names: one each.
+        where: what said it, for the message.
+
+    Raises:
+        UserError: as said.
+    """
+    known: dict[str, int] = {}
+    for value, name in zip(values, names, strict=True):
+        if known.setdefault(name, value) != value:
+            raise UserError(
+                f"the label values {known[name]} and {value} are both called `{name}`",
+                where=None if where is None else str(where),
+                remedy="give each a name of its own, or write one value for both into the "
+                "label maps",
+                code="same-name",
+            )
 
 
 def _ranges(values: tuple[int, ...]) -> str:

@@ -7,12 +7,12 @@ green, blue, opacity), BIDS's `dseg.tsv`, and the `labels.json` that `mim3d pred
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mim3d.data.classes import MAX_VALUE, ClassTable
+from mim3d.data.classes import MAX_VALUE, ClassTable, check_names
 from mim3d.data.palette import Rgb
 from mim3d.foundation.documents import DocumentError, bounded, parsed
 from mim3d.foundation.errors import UserError
@@ -50,33 +50,22 @@ class LabelTable:
             UserError: two values of one name: results go by names.
         """
         table = ClassTable.from_values(self.names, self.names, self.ignore_value, self.colours)
-        known: dict[str, int] = {}
-        for value, name in zip(table.values, table.names, strict=True):
-            if known.setdefault(name, value) != value:
-                raise UserError(
-                    f"the label values {known[name]} and {value} are both called `{name}`",
-                    where=None if where is None else str(where),
-                    remedy="give each a name of its own, or write one value for both into the "
-                    "label maps",
-                    code="same-name",
-                )
+        check_names(table.values, table.names, where)
         return table
 
 
-def find_label_table(folders: Iterable[Path]) -> Path | None:
-    """The file of names and colours in the first of the folders that has one."""
+def label_tables(folders: Iterable[Path]) -> Iterator[Path]:
+    """The files of names and colours that may count, the first folder's first."""
     for folder in folders:
-        for name in BESIDE:
-            if (folder / name).is_file():
-                return folder / name
-        others = [*folder.glob("*.ctbl"), *folder.glob("*_dseg.tsv")]
+        named = [folder / name for name in BESIDE if (folder / name).is_file()]
+        yield from named
+        others = {*folder.glob("*.ctbl"), *folder.glob("*_dseg.tsv")}.difference(named)
         if len(others) == 1:
-            return others[0]
-    return None
+            yield from others
 
 
-def read_label_table(path: Path) -> LabelTable:
-    """The values, names and colours of a file.
+def read_label_table(path: Path) -> LabelTable | None:
+    """The values, names and colours of a file; None of another program's `labels.json`.
 
     Raises:
         UserError: it is none of the kinds, or names a value twice.
@@ -119,12 +108,18 @@ def colours_by_value(said: Any, names: Mapping[int, str]) -> dict[int, Rgb]:
     return {value: rgb for value, rgb in found.items() if rgb is not None}
 
 
-def _of_json(content: Any) -> LabelTable:
-    """What `write_label_files` writes."""
-    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
-        raise DocumentError("it does not list `classes`")
-    rows = [(int(row["value"]), str(row["name"]), colour_of(row.get("colour")))
-            for row in content["classes"]]  # fmt: skip
+def _of_json(content: Any) -> LabelTable | None:
+    """What `write_label_files` writes; None where no value is named in its way."""
+    listed = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(listed, list):
+        return None
+    if not any(isinstance(row, dict) and "value" in row for row in listed):
+        return None
+    rows: list[tuple[int, str, Rgb | None]] = []
+    for number, row in enumerate(listed, 1):
+        if not isinstance(row, dict) or not {"value", "name"} <= row.keys():
+            raise DocumentError(f"entry {number} of `classes` lacks `value` or `name`")
+        rows.append((int(row["value"]), str(row["name"]), colour_of(row.get("colour"))))
     ignore = content.get("ignore_value")
     return _table(rows, None if ignore is None else int(ignore))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mim3d.data.classes import ClassTable
+from mim3d.data.classes import ClassTable, check_names
 from mim3d.data.cohort.cases import is_volume_name, stem
 from mim3d.data.regions import RegionScheme, region_scheme
 from mim3d.evaluation.overlap import Structure
@@ -64,7 +64,7 @@ def read_labels_json(path: Path) -> Described:
     """What `mim3d predict` wrote beside its predictions.
 
     Raises:
-        UserError: the file is damaged or names an unknown region scheme.
+        UserError: the file is damaged, calls two values alike or names an unknown region scheme.
     """
     content = _json(path)
     try:
@@ -76,6 +76,7 @@ def read_labels_json(path: Path) -> Described:
             remedy="remove it to score classes by their numbers",
             code="bad-labels-json",
         ) from error
+    check_names(classes.values, classes.names, path)
     if regions is None:
         return Described(of_classes(classes), ignore_value=classes.ignore_value)
     scheme = region_scheme(regions)
@@ -86,7 +87,8 @@ def read_dataset_json(path: Path) -> Described:
     """Classes, subjects and lists of an MSD or nnU-Net `dataset.json`.
 
     Raises:
-        UserError: the file is no JSON object, or its labels are neither names nor numbers.
+        UserError: the file is no JSON object, or its labels are neither names nor numbers, or two
+            are called alike.
     """
     content = _json(path)
     labels = content.get("labels")
@@ -103,7 +105,7 @@ def read_dataset_json(path: Path) -> Described:
     if not isinstance(labels, Mapping) or not labels:
         return Described(subjects=subjects, parts=parts)
     try:
-        named = _named(labels)
+        named = _named(labels, path)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the labels of `{path.name}` are neither number to name nor name to number",
@@ -115,9 +117,10 @@ def read_dataset_json(path: Path) -> Described:
     return Described(structures or None, None, ignore, subjects, parts)
 
 
-def _named(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _named(labels: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     """MSD's number to name and nnU-Net's name to number, or numbers, as name to values."""
     if all(str(key).isdigit() for key in labels):
+        check_names(map(int, labels), map(str, labels.values()), path)
         return {str(name): (int(value),) for value, name in labels.items()}
     return {
         str(name): tuple(int(v) for v in value) if isinstance(value, list) else (int(value),)

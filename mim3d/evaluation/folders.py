@@ -147,13 +147,19 @@ def label_files(source: Path | str) -> dict[str, Path]:
     return _listed(_existing(source))[0]
 
 
-def class_table(predictions: Path | str, labels: Path | str) -> ClassTable:
-    """Values, names and colours for pictures: from `labels.json`, else every value that occurs."""
+def class_table(predictions: Path | str, labels: Path | str, read: ReadConfig = READ) -> ClassTable:
+    """Values, names and colours for pictures: from `labels.json`, else every value that occurs.
+
+    Args:
+        predictions: as `evaluate_folder` takes them.
+        labels: likewise.
+        read: limits of the reader.
+    """
     beside = _listed(_existing(predictions))[1] / "labels.json"
     if beside.is_file():
         return ClassTable.from_json(read_object(beside))
     paths = [*label_files(predictions).values(), *label_files(labels).values()]
-    return ClassTable.from_values(v for s in _occurring(paths, READ) for v in s.values)
+    return ClassTable.from_values(v for s in _occurring(paths, read) for v in s.values)
 
 
 def _listed(source: Path) -> tuple[dict[str, Path], Path]:

@@ -159,9 +159,18 @@ class Run:
         if leftovers:
             notes.append(f"removed {leftovers} unfinished files of a process that was killed")
         self.note = "; ".join(notes) or None
-        write_json(self.folder / VERSIONS, versions())
+        write_json(self.folder / VERSIONS, self._versions(overwrite))
         if overwrite or not (self.folder / CONFIG).is_file():
             write_text(self.folder / CONFIG, dump(config))
+
+    def _versions(self, overwrite: bool) -> dict[str, str]:
+        """The versions of this session, behind those of earlier ones that had part in the run."""
+        path = self.folder / VERSIONS
+        before = read_object(path) if path.is_file() and not overwrite else {}
+        return {
+            name: now if before.get(name, now) == now else _then(str(before[name]), now)
+            for name, now in versions().items()
+        }
 
     def begin(self) -> None:
         """Makes sure that the folder is this run's, and removes the run that it replaces.
@@ -261,6 +270,11 @@ class Run:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
             status = {**read_status(self.folder), "state": state, "updated": now, **changes}
             write_json(self.folder / STATUS, status)
+
+
+def _then(before: str, now: str) -> str:
+    """`2.12.0 then 2.13.0`; the last of several is told once where it goes on."""
+    return before if before.endswith(f" then {now}") else f"{before} then {now}"
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _overlays(
     cohort = read_cohort(config.images, series=config.read.series)
     images = {case.case_id: case for case in cohort.cases}
     folder = out.with_suffix("")
-    table_of_paints = paints(class_table(predictions, labels))
+    table_of_paints = paints(class_table(predictions, labels, config.read))
     drawn = []
     for done, case_id in enumerate(results.case_ids):
         if case_id not in guesses:

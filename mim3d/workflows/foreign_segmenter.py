@@ -52,6 +52,8 @@ def segmenter_run(taken: Taken, config: ConvertConfig) -> ForeignRun | str:
                "`mr` or `other`"  # fmt: skip
     if said.modality == "ct" and said.window_hu is None and said.intensity_range is None:
         return "`--segmenter.window_hu`: the HU that became 0 and 1 in its training"
+    _check_different("classes", said.classes)
+    _check_different("channels", said.channels)
     encoder, translated = taken.encoder, taken.translated
     channels = encoder.channels or 1
     names = said.channels or tuple(f"channel {i + 1}" for i in range(channels))
@@ -124,6 +126,16 @@ def _preparation(said: ForeignSegmenterConfig) -> dict[str, Any]:
         "crop_to_body": said.crop_to_body,
         "body_margin_mm": plain.body_margin_mm,
     }
+
+
+def _check_different(name: str, given: tuple[str, ...]) -> None:
+    twice = next((one for one in given if given.count(one) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"`segmenter.{name}` has more than one `{twice}`",
+            remedy="give each a name of its own, in the order of the checkpoint's own",
+            code="same-name",
+        )
 
 
 def _unfitting(name: str, found: int, expected: str) -> ConfigError:

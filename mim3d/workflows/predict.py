@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from mim3d.config.verbs import PredictConfig
+from mim3d.data.cohort.cases import stem
 from mim3d.data.files import write_label, write_volume
 from mim3d.data.files.segments import ENDING, write_segmentation
 from mim3d.data.prepare import read_images
@@ -144,7 +145,7 @@ def predict_labels(asked: Asked) -> Result:
     classes = segmenters[0].classes
     assert classes is not None  # a run has its class table
     # Before the record is read: another shard enters what it is about to write.
-    found = {path: job for job in jobs for path in job.outputs(config) if path.exists()}
+    found = {path: job for job in jobs for path in job.files if path.exists()}
     trained = {key for name in names for key in load_preparation(name)["trained_on"].values()}
     work = _Work(asked, segmenters, settings_of(names, config), trained)
     work.take_notes()
@@ -281,7 +282,7 @@ class _Work:
         self.is_memory_alone = self.is_memory_alone and isinstance(error, ResourceError)
         if self.record.get(job.output.name, key) != key:
             # Of another input, run or setting: nobody should take it for one of this command.
-            for path in (job.probabilities, job.picture, job.output):
+            for path in job.files:
                 with explained(path):
                     path.unlink(missing_ok=True)
             self._enter(job, None)
@@ -310,12 +311,28 @@ class _Work:
         )
         check_there(job.output)
         self._enter(job, {})
+        self._remove_others(job)
         if prediction.probabilities is not None:
             write_volume(job.probabilities, prediction.probabilities.voxels, like=volume)
         if config.pictures:
             _draw(job, volume, prediction.labels, self.segmenters[0])
         _write(job, prediction.labels.voxels[0], volume, self.segmenters[0])
         self.windows += prediction.windows
+
+    def _remove_others(self, job: Job) -> None:
+        """Removes what belonged to the label map that is replaced, and is not made anew.
+
+        A label map of the other format keeps it: that one stays.
+        """
+        case_id, name = job.case.case_id, job.output.name
+        if any(other != name and stem(Path(other)) == case_id for other in self.record):
+            return
+        for path in job.files:
+            is_asked = path in job.outputs(self.config) or path.name in self.record
+            if not is_asked and path.is_file():
+                with explained(path):
+                    path.unlink()
+                self.reporter.say(f"`{path.name}` went with the label map that it belonged to")
 
     def _tell_spacing(self, job: Job, segmenter: Segmenter, spacing_mm: Sequence[float]) -> None:
         """Says what becomes of a volume whose spacing training never saw."""

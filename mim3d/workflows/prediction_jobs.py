@@ -56,6 +56,11 @@ class Job:
         wanted += [self.picture] if config.pictures else []
         return wanted
 
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """All that may belong to it, asked for or not."""
+        return self.probabilities, self.picture, self.output
+
     def is_there(self, config: PredictConfig) -> bool:
         """Whether all that is asked for has been written."""
         return all(path.is_file() for path in self.outputs(config))

@@ -29,8 +29,10 @@ def test_what_is_listed_as_removed_is_no_setting_and_its_section_is_there() -> N
     for verb, table in REMOVED.items():
         known = settings(KINDS[verb])
         for key in table:
+            section = key.rpartition(".")[0]
             assert key not in known
-            assert any(other.startswith(f"{key.rpartition('.')[0]}.") for other in known)
+            assert not any(other.startswith(f"{key}.") for other in known)
+            assert not section or any(other.startswith(f"{section}.") for other in known)
 
 
 def test_a_stored_config_is_read_without_it_and_that_is_said(tmp_path, caplog) -> None:
@@ -89,3 +91,42 @@ def test_a_run_of_an_older_version_goes_on_where_it_stood_at_its_default(tmp_pat
 
     with pytest.raises(ConfigError, match="is `0.5` and is a setting that was removed"):
         Run.create_or_continue(tmp_path / "two", now)
+
+
+# A section that never had an effect
+
+
+def with_evaluation(**said) -> dict:
+    """A fine-tuning's config as an older version stored it."""
+    default = {"nsd_tolerance_mm": 1.0, "resamples": 2000, "confidence": 0.95,
+               "allow_missing": False}  # fmt: skip
+    return {**to_mapping(FinetuneConfig()), "evaluation": {**default, **said}}
+
+
+@pytest.mark.parametrize(
+    ("said", "level"), [({}, logging.INFO), ({"nsd_tolerance_mm": 0.15}, logging.WARNING)]
+)
+def test_a_section_without_effect_is_left_out_whatever_it_says(tmp_path, caplog, said, level):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(with_evaluation(**said)))
+
+    with caplog.at_level(logging.INFO, logger="mim3d"):
+        assert read_config(path, FinetuneConfig) == FinetuneConfig()
+        found = from_mapping(with_evaluation(**said), FinetuneConfig, where="`plan.json`")
+        with Run.create_or_continue(tmp_path / "run", with_evaluation(**said)):
+            pass
+        with Run.create_or_continue(tmp_path / "run", to_mapping(FinetuneConfig())) as run:
+            assert not run.is_done
+
+    assert found == FinetuneConfig()
+    assert max(record.levelno for record in caplog.records) == level
+    assert f"`evaluation` in `{path}` line" in caplog.records[0].getMessage()
+
+
+def test_who_asks_a_fine_tuning_for_it_is_told_who_takes_it():
+    with pytest.raises(ConfigError, match="`mim3d evaluate` takes `evaluation.*`") as caught:
+        read_config(None, FinetuneConfig, {"evaluation.nsd_tolerance_mm": "0.15"})
+
+    assert caught.value.remedy == "leave it out of a config"
+    with pytest.raises(ConfigError, match="is not a setting of"):
+        read_config(None, FinetuneConfig, {"evaluation.nsd_tolerance": "0.15"})

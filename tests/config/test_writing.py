@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 
 import pytest
 from hypothesis import HealthCheck, example, given
@@ -13,6 +15,7 @@ from mim3d.config.reading import read_config
 from mim3d.config.training import OptimConfig
 from mim3d.config.verbs import DemoConfig, FinetuneConfig, PrepareConfig, PretrainConfig
 from mim3d.config.writing import dump, to_mapping
+from mim3d.foundation.errors import ConfigError
 
 
 @pytest.mark.parametrize("kind", [PrepareConfig, PretrainConfig, FinetuneConfig, DemoConfig])
@@ -47,3 +50,15 @@ def test_any_values_read_back_equal(tmp_path, text, rate, pairs):
     path.write_text(dump(to_mapping(config)))
 
     assert read_config(path, FinetuneConfig) == config
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_no_file_can_say_is_refused_by_its_key(value):
+    """Who writes Python can hand one over; from files and command lines none is read."""
+    cases = {
+        f"`optim.lr` is `{value}`": OptimConfig(lr=value),
+        f"`optim.betas` is `(0.9, {value})`": OptimConfig(betas=(0.9, value)),
+    }
+    for what, optim in cases.items():
+        with pytest.raises(ConfigError, match=re.escape(what)):
+            to_mapping(PretrainConfig(optim=optim))

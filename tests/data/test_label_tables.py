@@ -60,8 +60,9 @@ def test_a_table_of_freesurfer_and_one_of_bids_are_read(tmp_path):
         ("labels.ctbl", "1 a 1 2 3 255\n1 b 1 2 3 255\n"),
         ("labels.ctbl", "99999999 a 1 2 3 255\n"),
         ("labels.ctbl", ""),
-        ("labels.json", "[]"),
+        ("labels.json", "{"),
         ("labels.json", '{"classes": [{"value": "x", "name": "a"}]}'),
+        ("labels.json", '{"classes": [{"value": 1, "name": "a"}, {"value": 2}]}'),
         ("dseg.tsv", "number\tname\n1\ta\n"),
         ("dseg.tsv", "index\tname\none\ta\n"),
     ],
@@ -95,6 +96,31 @@ def test_a_table_beside_label_maps_names_the_classes_of_a_plain_folder(tmp_path,
 
     assert cohort.classes == CLASSES
     assert "labels.json" in cohort.found[-1]
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"version": "5.4.1", "shapes": [{"label": "liver"}], "imagePath": "a.png"},
+        {"classes": ["liver", "cyst"]},
+        {"classes": [{"id": 1, "name": "liver"}]},
+        [{"label": "liver"}],
+    ],
+)
+def test_a_file_of_another_program_that_bears_the_name_is_left_aside_and_told(tmp_path, theirs):
+    _pair(tmp_path)
+    (tmp_path / "labels" / "labels.json").write_text(json.dumps(theirs))
+
+    alone = read_cohort(tmp_path)
+    write_label_files(tmp_path / "labels", CLASSES)
+    (tmp_path / "labels" / "labels.json").write_text(json.dumps(theirs))
+    beside = read_cohort(tmp_path)
+
+    assert alone.classes is None
+    assert beside.classes == CLASSES
+    for cohort in (alone, beside):
+        (told,) = cohort.remarks
+        assert "`labels.json` beside the label maps is another program's" in told
 
 
 def test_a_dataset_json_may_have_colours_by_value_or_name(tmp_path):

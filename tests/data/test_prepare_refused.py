@@ -194,7 +194,7 @@ def test_an_empty_volume_is_refused_by_name(count):
     "settings",
     [{"spacing_mm": (0, 1, 1)}, {"spacing_mm": (1, 1, float("nan"))}, {"window_hu": (5, 5)},
      {"clip_percentiles": (50, 10)}, {"body_margin_mm": -1.0}, {"validation_fraction": 1.0},
-     {"workers": -1}],
+     {"workers": -1}, {"window_hu": (float("nan"), 5.0)}, {"distance_mm": float("inf")}],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused_before_anything_is_read(tmp_path, settings):
     with pytest.raises(ConfigError, match=f"prepare.{next(iter(settings))}"):

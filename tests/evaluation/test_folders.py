@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mim3d.config.inference import EvaluationConfig
+from mim3d.config.read import ReadConfig
 from mim3d.data.classes import ClassTable
 from mim3d.data.regions import SCHEMES
 from mim3d.evaluation.folders import class_table, evaluate_folder, label_files
@@ -264,6 +265,31 @@ def test_label_files_are_listed_by_stem(folders: tuple[Path, Path]) -> None:
     files = label_files(folders[1])
 
     assert files == {name: folders[1] / f"{name}.nii.gz" for name in ("a_1", "b_2")}
+
+
+@pytest.mark.parametrize("beside", ["labels.json", "dataset.json"])
+def test_two_values_of_one_name_are_refused(folders: tuple[Path, Path], beside: str) -> None:
+    """Results go by names: of a `dataset.json` the last value stood for both."""
+    guesses, labels = folders
+    if beside == "labels.json":
+        write_label_files(guesses, ClassTable.from_values([1, 2], {1: "cyst", 2: "cyst"}))
+    else:
+        said = {"labels": {"0": "background", "1": "cyst", "2": "cyst"}}
+        (labels / beside).write_text(json.dumps(said))
+
+    with pytest.raises(UserError, match="1 and 2 are both called `cyst`") as caught:
+        evaluate_folder(guesses, labels, QUICK)
+
+    assert str(caught.value.where).endswith(beside)
+
+
+def test_a_class_table_of_values_that_occur_is_read_within_the_limits_of_the_reader(
+    folders: tuple[Path, Path],
+) -> None:
+    assert class_table(*folders, ReadConfig(max_gib=1e-5)).values == (0, 1, 2)
+    with pytest.raises(UserError) as caught:
+        class_table(*folders, ReadConfig(max_gib=1e-8))
+    assert "--read.max_gib" in str(caught.value.remedy)
 
 
 def test_a_class_table_is_found_beside_predictions(folders: tuple[Path, Path]) -> None:

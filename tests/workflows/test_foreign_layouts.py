@@ -95,6 +95,8 @@ def test_without_what_predict_needs_the_encoder_goes_into_the_run_and_it_is_said
     [
         ({"modality": "ct", "intensity_range": None}, "--segmenter.window_hu"),
         ({"classes": ("air", "a")}, "`segmenter.classes` has 2 entries, but the network has 3"),
+        ({"classes": ("air", "a", "a")}, "`segmenter.classes` has more than one `a`"),
+        ({"channels": ("t1", "t1")}, "`segmenter.channels` has more than one `t1`"),
         ({"channels": ("t1", "t2")}, "`segmenter.channels` has 2 entries, but the encoder has 1"),
         ({"classes": (), "regions": "brats2022"}, "not a region scheme"),
     ],

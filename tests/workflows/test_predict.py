@@ -90,6 +90,53 @@ def test_what_others_left_in_the_folder_is_replaced_only_where_that_is_said(
     assert _predict(run, [image], tmp_path, OTHER).facts["windows"]["run"] == 0
 
 
+def test_probabilities_of_another_hand_are_told_where_none_are_asked_for(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    """They would lie beside a label map that they are not of."""
+    run, (image, *_) = made
+    theirs = _probabilities(image, tmp_path)
+    theirs.write_bytes(b"{}")
+
+    with pytest.raises(ConfigError, match=theirs.name):
+        _predict(run, [image], tmp_path)
+    assert theirs.read_bytes() == b"{}"
+
+    assert _predict(run, [image], tmp_path, overwrite=True).exit_code == ExitCode.DONE
+    assert not theirs.exists()
+
+
+def test_probabilities_and_a_picture_go_with_the_label_map_that_they_belonged_to(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    run, (first, second, *_) = made
+    _predict(run, [first, second], tmp_path, replace(OTHER, pictures=True))
+    pictures = tmp_path / "pictures"
+    assert len(list(pictures.iterdir())) == 2
+
+    _predict(run, [first], tmp_path)
+
+    assert not _probabilities(first, tmp_path).exists()
+    assert _probabilities(second, tmp_path).is_file()
+    assert [path.stem for path in pictures.iterdir()] == [second.name.removesuffix(".nii.gz")]
+
+
+def test_a_label_map_of_the_other_format_keeps_its_probabilities(
+    made: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
+    run, (image, *_) = made
+    _predict(run, [image], tmp_path, OTHER)
+    before = _probabilities(image, tmp_path).read_bytes()
+
+    _predict(run, [image], tmp_path, replace(CONFIG, label_format="seg.nrrd"))
+
+    assert _probabilities(image, tmp_path).read_bytes() == before
+
+
+def _probabilities(image: Path, folder: Path) -> Path:
+    return folder / f"{image.name.removesuffix('.nii.gz')}_probabilities.nii.gz"
+
+
 def test_a_label_map_of_the_source_is_never_replaced(
     made: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:

@@ -59,8 +59,9 @@ def read_pattern(source: Path, pattern: str, labels: str | None = None) -> Cohor
     Raises:
         UserError: an unusable pattern, or nothing found.
     """
-    found = _matching(source, pattern)
     maps = [] if labels is None else _matching(source, labels)
+    # `*.nii.gz` finds `*_seg.nii.gz`, too.
+    found = [path for path in _matching(source, pattern) if path not in set(maps)]
     pairs = pair_by_entities(found, maps) if maps else None
     pairs = _pairs(found, maps) if pairs is None else pairs
     if not found:
@@ -89,7 +90,7 @@ def _matching(source: Path, pattern: str) -> list[Path]:
 def read_folder(source: Path) -> Cohort:
     """A folder of volumes, however deep, with labels where names say so.
 
-    With folders `images*` and `labels*` in it, those are paired; otherwise a file called like
+    With folders `images*` and `labels*` in it, those are paired; there too a file called like
     another with `_seg`, `_label` or `_mask` added is its label map. Where all files are called as
     nnU-Net calls them (`CASE_0000`, `CASE_0001`, ...), those of one case are its channels.
 
@@ -99,6 +100,8 @@ def read_folder(source: Path) -> Cohort:
     folders = _image_folders(source)
     if folders:
         paired = tuple(case for one in folders for case in _paired(*one))
+        images = [one for one, _, _ in folders]
+        own = sum(any(c.label.is_relative_to(i) for i in images) for c in paired if c.label)
         return Cohort(
             "",
             paired,
@@ -106,6 +109,7 @@ def read_folder(source: Path) -> Cohort:
             has_validation=any(case.part == "validation" for case in paired),
             remarks=remark_on_folders(paired, source),
             source=str(source),
+            found=(f"{own} label map(s) lie among the images, told by their names",) * bool(own),
         )
     files, series = _walk(source)
     if not files and not series:
@@ -192,11 +196,15 @@ def _image_folders(source: Path) -> list[tuple[Path, Path | None, Part]]:
 
 def _paired(images: Path, labels: Path | None, part: Part) -> list[Case]:
     files, series = _walk(images)
-    if labels is None:
-        files, label_files = _apart(files)
-    else:
+    label_files: list[Path] = []
+    if labels is not None:
         must_lie_within(labels, images.parent)
         label_files, _ = _walk(labels)
+    # An image may be called `mask_01` where its label map bears the name too.
+    known = set(map(stem, label_files))
+    beside = [file for file in _apart(files)[1] if stem(file) not in known]
+    files = [file for file in files if file not in set(beside)]
+    label_files += beside
     every = sorted([*files, *series])
     return list(_cases(_alone(every), images, _pairs(every, label_files), part))
 
@@ -253,7 +261,7 @@ def _pairs(images: list[Path], labels: list[Path]) -> dict[Path, Path]:
     Of several images the one in the same folder counts, or in the same below `images` and `labels`.
 
     Raises:
-        UserError: a label map without image, or one that fits several.
+        UserError: a label map without image, one that fits several, or a second one of an image.
     """
     exact: dict[str, list[Path]] = defaultdict(list)
     loose: dict[str, list[Path]] = defaultdict(list)
@@ -271,7 +279,8 @@ def _pairs(images: list[Path], labels: list[Path]) -> dict[Path, Path]:
             pairs[beside[0]] = label
     if lost:
         raise UserError(
-            f"{len(lost)} label map(s) have no image, or not one alone: {listed(lost)}",
+            f"{len(lost)} label map(s) have no image, one that has another label map, or not one "
+            f"alone: {listed(lost)}",
             remedy="name label maps as their images, or list the cases in a CSV with the columns "
             "`image` and `label`",
             code="unpaired-label",

@@ -13,8 +13,13 @@ from pathlib import Path
 from mim3d.data.classes import ClassTable
 from mim3d.data.cohort.cases import Cohort
 from mim3d.data.files.segments import ENDING, Segment, read_segments
-from mim3d.data.label_tables import LabelTable, find_label_table, read_label_table
+from mim3d.data.label_tables import LabelTable, label_tables, read_label_table
 from mim3d.foundation.errors import UserError
+
+OF_OTHERS = (
+    "the `labels.json` beside the label maps is another program's and names nothing here: values "
+    'are named by `{"classes": [{"value": 1, "name": "liver"}]}`'
+)
 
 
 def with_named_labels(cohort: Cohort, source: Path) -> Cohort:
@@ -32,8 +37,13 @@ def with_named_labels(cohort: Cohort, source: Path) -> Cohort:
         return cohort
     root = source if source.is_dir() else source.parent
     segments = _segments([label for label in labels if label.name.lower().endswith(ENDING)])
-    path = find_label_table(_folders(labels, root))
-    table = segments if path is None else read_label_table(path)
+    table = segments
+    path: Path | None = None
+    for one in label_tables(_folders(labels, root)):
+        if (read := read_label_table(one)) is not None:
+            table, path = read, one
+            break
+        cohort = replace(cohort, remarks=(*cohort.remarks, OF_OTHERS))
     if table is None:
         return cohort
     if cohort.classes is not None:

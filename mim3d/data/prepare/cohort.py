@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mim3d.config.building import check_finite
 from mim3d.config.verbs import PreparationConfig, PrepareConfig
 from mim3d.data.classes import MAX_VALUE
 from mim3d.data.cohort import Case, Cohort, apply_split, hash_ids, read_cohort, without_class
@@ -75,6 +76,7 @@ def prepare_store(
     reporter = reporter or Silent()
     settings = config.prepare
     shard = asked_shard(config.shard, overwrite=overwrite)
+    check_finite(config)
     _check(settings)
     cohort = source if isinstance(source, Cohort) else read_source(source, config)
     settings = _settled(settings, cohort)

@@ -96,7 +96,6 @@ def training_config(config: ProbeConfig, task: Task, adapt: Adapt, init: str) ->
         optim=replace(config.optim, adapt=adapt),
         training=config.training,
         inference=config.inference,
-        evaluation=config.evaluation,
         init=init,
         init_checkpoint=config.checkpoint,
     )

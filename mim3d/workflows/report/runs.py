@@ -43,7 +43,7 @@ class RunMade:
         defaults: the defaults of those keys.
         status: state, steps and what the training ended with.
         kept: what it keeps of its store.
-        versions: of what it was begun with.
+        versions: that had part in it.
         log: lines of its log.
         broken_lines: lines of the log that are none.
         curve: Dice of the judged cases by step, `subjects`, `dice`, `zeroed`; or empty.

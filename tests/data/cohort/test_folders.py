@@ -96,6 +96,44 @@ def test_label_maps_in_folders_of_images_are_no_images(tmp_path, folders):
     ]
 
 
+def test_label_maps_among_images_are_no_images_where_others_have_a_folder_of_their_own(tmp_path):
+    touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz", "images/b_seg.nii.gz", "labels/a.nii.gz")
+
+    cohort = read_cohort(tmp_path)
+
+    assert rows(cohort) == [
+        ("a", ["a.nii.gz"], "a.nii.gz", "training"),
+        ("b", ["b.nii.gz"], "b_seg.nii.gz", "training"),
+    ]
+    assert cohort.found == ("1 label map(s) lie among the images, told by their names",)
+
+
+def test_an_image_with_a_label_map_in_either_place_is_refused(tmp_path):
+    touch(tmp_path, "images/a.nii.gz", "images/a_seg.nii.gz", "labels/a.nii.gz")
+
+    with pytest.raises(UserError, match=r"has another label map.*`a_seg\.nii\.gz`"):
+        read_cohort(tmp_path)
+
+
+def test_an_image_called_like_a_label_map_is_one_where_its_label_map_bears_the_name(tmp_path):
+    for folder in ("images", "labels"):
+        touch(tmp_path / folder, "mask_1.nii.gz", "mask_2.nii.gz")
+
+    assert [(images, label) for _, images, label, _ in rows(read_cohort(tmp_path))] == [
+        ([f"mask_{n}.nii.gz"], f"mask_{n}.nii.gz") for n in (1, 2)
+    ]
+
+
+def test_what_the_pattern_of_label_maps_finds_is_no_image(tmp_path):
+    touch(tmp_path, "p1/a.nii.gz", "p1/a_seg.nii.gz", "p2/b.nii.gz")
+
+    cohort = read_cohort(tmp_path, "*/*.nii.gz", labels="*/*_seg.nii.gz")
+
+    assert [(images, label) for _, images, label, _ in rows(cohort)] == [
+        (["a.nii.gz"], "a_seg.nii.gz"), (["b.nii.gz"], None),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("folder", "endings", "is_told"),
     [
