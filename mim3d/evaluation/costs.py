@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from mim3d.evaluation.convergence import Pretraining, Record
-from mim3d.evaluation.estimates import Bound, Estimate
+from mim3d.evaluation.estimates import Array, Bound, Estimate, Ranges
 from mim3d.evaluation.study import HEADLINE, Study
 
 Unit = Literal["flop", "seconds"]
@@ -23,28 +24,33 @@ class BreakEven:
         finetunings: their number; None where it never does, or cannot be told.
         bound: `>` or `<` where the number is only a bound.
         never: whether fine-tuning to the target saves nothing.
+        low: lower end of the interval; None where even the end of the interval saves nothing.
+        high: upper end; None where it may never pay.
     """
 
     finetunings: float | None
-    bound: Bound
-    never: bool
+    bound: Bound = ""
+    never: bool = False
+    low: float | None = None
+    high: float | None = None
 
     def text(self) -> str:
-        """For a table."""
-        if self.never:
-            return "never"
-        number = self.finetunings
-        return "-" if number is None else f"{self.bound} {number:.1f}".strip()
+        """For a table: `12.3 [8.1, 30.2]`, `> 4.0`, `never [40.0, open]`, `-`."""
+        if self.finetunings is None and not self.never:
+            return "-"
+        said = "never" if self.never else f"{self.bound} {self.finetunings:.1f}".strip()
+        ends = ["open" if end is None else f"{end:.1f}" for end in (self.low, self.high)]
+        return said if self.low is self.high is None else f"{said} [{', '.join(ends)}]"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over the runs of an arm at a label fraction.
+    """Medians over the runs of an arm at a label fraction: one that had to wait moves none.
 
     Attributes:
         pretraining_seconds: of one pre-training; 0 without any.
         pretraining_flop: of one pre-training.
-        pretraining_runs: different pre-trainings behind the mean.
+        pretraining_runs: different pre-trainings behind the median.
         finetuning_seconds: of one fine-tuning to its last step.
         finetuning_flop: of one fine-tuning.
         break_even_seconds: counted in seconds.
@@ -87,48 +93,62 @@ def cost(study: Study, arm: str, labels: str) -> Cost | None:
         run.pretraining.run: run.pretraining for run in runs if run.pretraining is not None
     }
     paid: dict[Unit, float] = {
-        "seconds": _mean([one.seconds for one in before.values()]),
-        "flop": _mean([one.flop for one in before.values()]),
+        "seconds": _median([one.seconds for one in before.values()]),
+        "flop": _median([one.flop for one in before.values()]),
     }
     return Cost(
         paid["seconds"],
         paid["flop"],
         len(before),
-        _mean([run.seconds for run in runs]),
-        _mean([run.flop for run in runs]),
+        _median([run.seconds for run in runs]),
+        _median([run.flop for run in runs]),
         _break_even(study, arm, labels, "seconds", paid["seconds"]),
         _break_even(study, arm, labels, "flop", paid["flop"]),
     )
 
 
-def replaced_labels(study: Study, arm: str, labels: str) -> tuple[float, Bound] | None:
+def replaced_labels(study: Study, arm: str, labels: str) -> Estimate | None:
     """With how many labelled subjects the arm's partner ends where the arm does.
 
     On the partner's final Dice against the logarithm of its subjects, running maximum, straight
-    between the label fractions. None where there are fewer than two of them, and for an arm that
-    is its own partner.
+    between the label fractions; all on the replicates that the arm has here and its partner at
+    every fraction. None where no replicate is shared or the partner has fewer than two fractions,
+    and for an arm that is its own partner.
     """
-    partner, points = study.partner(arm), []
-    if arm == partner:
+    partner = study.partner(arm)
+    fractions = [one for one in study.labels if study.runs(partner, one)]
+    if arm == partner or len(fractions) < 2 or not study.runs(arm, labels):
         return None
-    for fraction in study.labels:
-        final = study.final(partner, fraction)
-        if final is not None and final.value is not None:
-            points.append((subjects(study, partner, fraction), final.value))
-    own = study.final(arm, labels)
-    if len(points) < 2 or own is None or own.value is None:
-        return None
-    counts, heights = (np.array(row) for row in zip(*points, strict=True))
-    rising = np.maximum.accumulate(heights)
-    if own.value > rising[-1]:
-        return float(counts[-1]), ">"
-    if own.value < rising[0]:
-        return float(counts[0]), "<"
-    after = max(int(np.argmax(rising >= own.value)), 1)
-    gain = rising[after] - rising[after - 1]
-    share = (own.value - rising[after - 1]) / gain if gain > 0 else 0.0
-    first, last = np.log(counts[after - 1]), np.log(counts[after])
-    return float(np.exp(first + share * (last - first))), ""
+    counts = np.array([subjects(study, partner, one) for one in fractions])
+
+    def replaced(curves: Sequence[Array]) -> Ranges:
+        own, *others = (curve[:, -1] for curve in curves)
+        return _counts_at(own, np.maximum.accumulate(np.stack(others, axis=1), axis=1), counts)
+
+    cells = ((arm, labels), *((partner, one) for one in fractions))
+    found = study.estimate(cells, replaced, what="replaced labels", log=True)
+    return found if found is None else found.seen(float(counts[0]), float(counts[-1]))
+
+
+def _counts_at(heights: Array, rising: Array, counts: Array) -> Ranges:
+    """Where rising curves over the logarithm of counts reach the heights of their rows.
+
+    Args:
+        heights: `rows`.
+        rising: `rows n`.
+        counts: `n`, growing.
+    """
+    rows = np.arange(len(heights))
+    reached = rising >= heights[:, None]
+    after = np.maximum(reached.argmax(axis=1), 1)
+    before = after - 1
+    gain = rising[rows, after] - rising[rows, before]
+    share = np.clip((heights - rising[rows, before]) / np.where(gain > 0, gain, 1.0), 0, 1)
+    axis = np.log(counts)
+    count = np.exp(axis[before] + share * (axis[after] - axis[before]))
+    below, above = heights < rising[:, 0], heights > rising[:, -1]
+    low = np.where(below, 0.0, np.where(above, counts[-1], count))
+    return Ranges(low, np.where(below, counts[0], np.where(above, np.inf, count)))
 
 
 def subjects(study: Study, arm: str, labels: str) -> float:
@@ -145,11 +165,13 @@ class EncoderUse:
         zeroed: the same with the encoder's output set to zero.
         is_alike: whether both are means over the same; records of older versions hold a mean
             over structures of means over cases for the one and over cases for the other.
+        runs: how many were audited.
     """
 
     dice: float
     zeroed: float
     is_alike: bool
+    runs: int
 
 
 def encoder_use(study: Study, arm: str, labels: str) -> EncoderUse | None:
@@ -164,7 +186,10 @@ def encoder_use(study: Study, arm: str, labels: str) -> EncoderUse | None:
     if not audited:
         return None
     return EncoderUse(
-        _mean([float(np.mean(run.dice[-1])) for run in audited]), _mean(zeroed), is_alike
+        _mean([float(np.mean(run.dice[-1])) for run in audited]),
+        _mean(zeroed),
+        is_alike,
+        len(audited),
     )
 
 
@@ -175,23 +200,42 @@ def _break_even(study: Study, arm: str, labels: str, unit: Unit, paid: float) ->
     other = study.time(partner, labels, HEADLINE, beside=arm)
     if own is None or other is None or not paid:
         return None
-    price, price_of_partner = _prices(study, arm, partner, labels, unit)
-    fewest, most = _ends(own, price)
-    least, largest = _ends(other, price_of_partner)
+    prices = _prices(study, arm, partner, labels, unit)
+    fewest, most = _ends(own, prices[0])
+    least, largest = _ends(other, prices[1])
+    low, high = _interval(study, arm, labels, prices, paid)
     saved = (least - most, largest - fewest)
     if math.isnan(saved[0]) or math.isnan(saved[1]):
-        return BreakEven(None, "", False)
+        return BreakEven(None)
     if saved[1] <= 0:
-        return BreakEven(None, "", True)
+        return BreakEven(None, never=True, low=low, high=high)
     if saved[0] == saved[1]:
-        return BreakEven(paid / saved[0], "", False)
+        return BreakEven(paid / saved[0], low=low, high=high)
     if saved[0] > 0:
-        return BreakEven(paid / saved[0], "<", False)
-    return (
-        BreakEven(paid / saved[1], ">", False)
-        if math.isfinite(saved[1])
-        else BreakEven(None, "", False)
-    )
+        return BreakEven(paid / saved[0], "<", low=low, high=high)
+    if math.isfinite(saved[1]):
+        return BreakEven(paid / saved[1], ">", low=low, high=high)
+    return BreakEven(None)
+
+
+def _interval(
+    study: Study, arm: str, labels: str, prices: tuple[float, float], paid: float
+) -> tuple[float | None, float | None]:
+    """Of the fine-tunings after which an arm pays: that of what one saves, turned round."""
+    partner = study.partner(arm)
+    arms = (arm, arm, partner)
+
+    def saved(curves: Sequence[Array]) -> Ranges:
+        own, _, other = study.times(labels, arms, curves, HEADLINE)
+        return other * prices[1] - own * prices[0]
+
+    cells = tuple((one, labels) for one in arms)
+    found = study.estimate(cells, saved, what=f"saved, {HEADLINE}, {prices}")
+    if found is None or not all(prices):
+        return None, None
+    # What saves most pays first; what may save nothing may never pay.
+    low, high = (None if end is None or end <= 0 else paid / end for end in (found.high, found.low))
+    return low, high
 
 
 def _prices(study: Study, arm: str, partner: str, labels: str, unit: Unit) -> tuple[float, float]:

@@ -29,6 +29,14 @@ class Ranges:
         """Numbers known exactly."""
         return cls(values, values)
 
+    def __mul__(self, price: float) -> Ranges:
+        """Times a number of at least 0."""
+        return Ranges(self.low * price, self.high * price)
+
+    def __sub__(self, other: Ranges) -> Ranges:
+        """Differences; what cannot be told is minus infinity to infinity."""
+        return Ranges(self.low - other.high, self.high - other.low)
+
     def over(self, other: Ranges) -> Ranges:
         """Quotients of numbers of at least 0; what cannot be told is 0 to infinity."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -72,6 +80,17 @@ class Estimate:
         """The same with an interval that goes no further than the number can."""
         low = None if self.low is None else max(self.low, least)
         high = None if self.high is None else min(self.high, most)
+        return replace(self, low=low, high=high)
+
+    def seen(self, least: float, most: float) -> Estimate:
+        """The same with ends that were seen: those beyond what could be are open.
+
+        Args:
+            least: the smallest that the judged steps can tell.
+            most: the largest.
+        """
+        low = None if self.low is None or self.low < least else self.low
+        high = None if self.high is None or self.high > most else self.high
         return replace(self, low=low, high=high)
 
     def excludes(self, number: float) -> bool:

@@ -50,7 +50,7 @@ def comparisons(study: Study, labels: str) -> tuple[Comparison, ...]:
     question, and a difference counts as shown only where both say so.
     """
     pairs = _pairs(study, labels)
-    pairs = [(arm, other) for arm, other in pairs if study.shared(labels, arm, other)]
+    pairs = [(arm, other) for arm, other in pairs if study.shared((arm, labels), (other, labels))]
     tested = [_tested(study, labels, *pair) for pair in pairs]
     corrected = holm([p for _, p, _ in tested])
     rows = zip(pairs, tested, corrected, strict=True)
@@ -108,7 +108,7 @@ def _tested(study: Study, labels: str, arm: str, other: str) -> tuple[Estimate, 
 def _by_subject(study: Study, labels: str, name: str, arm: str, other: str) -> dict[str, float]:
     """Final Dice of each subject, averaged over the replicates both arms have and its cases."""
     values: dict[str, list[float]] = {}
-    for replicate in study.shared(labels, arm, other):
+    for replicate in study.shared((arm, labels), (other, labels)):
         record = study.runs(name, labels)[replicate]
         for subject, dice in zip(record.case_subjects, record.dice[-1], strict=True):
             values.setdefault(subject, []).append(dice)

@@ -8,6 +8,9 @@ from functools import cached_property
 from mim3d.evaluation.convergence import Kind, Record
 from mim3d.foundation.errors import UserError
 
+Cell = tuple[str, str]
+"""An arm at a label fraction."""
+
 
 @dataclass(frozen=True)
 class Runs:
@@ -118,9 +121,9 @@ class Runs:
         runs = self.runs(arm, labels).values()
         return len({subject for run in runs for subject in run.case_subjects})
 
-    def shared(self, labels: str, *arms: str) -> tuple[int, ...]:
-        """Replicates that all of the arms have."""
-        sets = [set(self.runs(arm, labels)) for arm in arms]
+    def shared(self, *cells: Cell) -> tuple[int, ...]:
+        """Replicates that all of the cells have."""
+        sets = [set(self.runs(*cell)) for cell in cells]
         return tuple(sorted(set.intersection(*sets))) if sets else ()
 
     def _check(self, labels: str) -> None:

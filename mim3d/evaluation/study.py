@@ -13,7 +13,7 @@ from mim3d.evaluation.convergence import Record
 from mim3d.evaluation.draws import Draws, draw
 from mim3d.evaluation.estimates import Array, Estimate, Ranges, first_reached, mean_height
 from mim3d.evaluation.intervals import group_by_subject
-from mim3d.evaluation.runs import Runs
+from mim3d.evaluation.runs import Cell, Runs
 
 TARGETS = (0.80, 0.90, 0.95)
 HEADLINE = 0.90
@@ -76,9 +76,8 @@ class Study(Runs):
 
     def final(self, arm: str, labels: str) -> Estimate | None:
         """Dice at the arm's last step."""
-        return self._estimate(
-            labels,
-            (arm,),
+        return self.estimate(
+            ((arm, labels),),
             lambda curves: Ranges.exact(curves[0][:, -1]),
             what="final",
             within=(0.0, 1.0),
@@ -86,9 +85,8 @@ class Study(Runs):
 
     def difference(self, arm: str, other: str, labels: str) -> Estimate | None:
         """Dice of `arm` at its last step less that of `other`."""
-        return self._estimate(
-            labels,
-            (arm, other),
+        return self.estimate(
+            ((arm, labels), (other, labels)),
             lambda curves: Ranges.exact(curves[0][:, -1] - curves[1][:, -1]),
             what="difference",
             within=(-1.0, 1.0),
@@ -104,9 +102,8 @@ class Study(Runs):
         if span is None:
             return None
         steps = self._steps(arm, labels)
-        return self._estimate(
-            labels,
-            (arm,),
+        return self.estimate(
+            ((arm, labels),),
             lambda curves: Ranges.exact(mean_height(steps, curves[0], *span, log=log)),
             what=f"area, {log}",
             within=(0.0, 1.0),
@@ -119,15 +116,15 @@ class Study(Runs):
 
         With `beside`, on the replicates of that arm too, and to its targets.
         """
-        others = (arm,) if beside is None else (beside,)
-        arms = (arm, *others, self.partner(others[0]))
-        return self._estimate(
-            labels,
-            arms,
-            lambda curves: self._times(labels, arms, curves, target)[0],
+        beside = arm if beside is None else beside
+        arms = (arm, beside, self.partner(beside))
+        found = self.estimate(
+            tuple((one, labels) for one in arms),
+            lambda curves: self.times(labels, arms, curves, target)[0],
             what=f"time, {target}",
             log=True,
         )
+        return found if found is None else found.seen(*self._judged(arm, labels))
 
     def factor(
         self, arm: str, other: str, labels: str, target: float = HEADLINE
@@ -136,10 +133,16 @@ class Study(Runs):
         arms = (arm, other, self.partner(arm))
 
         def quotients(curves: Sequence[Array]) -> Ranges:
-            of_arm, of_other, _ = self._times(labels, arms, curves, target)
+            of_arm, of_other, _ = self.times(labels, arms, curves, target)
             return of_other.over(of_arm)
 
-        return self._estimate(labels, arms, quotients, what=f"factor, {target}", log=True)
+        cells = tuple((one, labels) for one in arms)
+        found = self.estimate(cells, quotients, what=f"factor, {target}", log=True)
+        if found is None or found.value is None:
+            return found
+        first, last = self._judged(arm, labels)
+        first_of_other, last_of_other = self._judged(other, labels)
+        return found.seen(first_of_other / last, last_of_other / first)
 
     def best_contrastive(
         self, labels: str, target: float = HEADLINE, *, partner: str | None = None
@@ -173,66 +176,70 @@ class Study(Runs):
         never = time.bound == ">"
         return never, 0.0 if never else time.value, -higher.value
 
-    def _times(
+    def times(
         self, labels: str, arms: Sequence[str], curves: Sequence[Array], target: float
     ) -> list[Ranges]:
-        """Time to the target of each arm; the last of the arms is the one that sets it."""
+        """Steps to the target of each arm in each row of its curves, `rows steps`.
+
+        The last of the arms is the one that sets the target.
+        """
         goals = target * curves[-1].max(axis=1)
         return [
             first_reached(self._steps(arm, labels), curve, goals)
             for arm, curve in zip(arms, curves, strict=True)
         ]
 
-    def _estimate(
+    def estimate(
         self,
-        labels: str,
-        arms: tuple[str, ...],
+        cells: tuple[Cell, ...],
         number: Callable[[Sequence[Array]], Ranges],
         *,
         what: str,
         log: bool = False,
         within: tuple[float, float] | None = None,
     ) -> Estimate | None:
-        """A number of the resampled curves of some arms, on the replicates they share.
+        """A number of resampled mean curves, on the replicates that all of the cells have.
 
-        Found once: `labels`, `arms` and `what` name it. An interval that was widened past what
-        the number can be (`within`) ends there.
+        Args:
+            cells: arms at label fractions.
+            number: of their curves, `rows steps` each, row by row.
+            what: a name of its own for the number: what was found once is kept.
+            log: whether the interval is one of logarithms; for quotients and times.
+            within: what the number can be; a widened interval ends there.
+
+        Returns:
+            None where no replicate is shared, or one was judged on different subjects.
         """
-        key = (labels, arms, what)
+        key = (cells, what)
         if key not in self._found:
-            found = self._estimated(labels, arms, number, log)
+            found = self._estimated(cells, number, log)
             self._found[key] = found if found is None or within is None else found.within(*within)
         return self._found[key]
 
     def _estimated(
-        self,
-        labels: str,
-        arms: tuple[str, ...],
-        number: Callable[[Sequence[Array]], Ranges],
-        log: bool,
+        self, cells: tuple[Cell, ...], number: Callable[[Sequence[Array]], Ranges], log: bool
     ) -> Estimate | None:
-        replicates = self.shared(labels, *arms)
-        if not replicates:
+        replicates = self.shared(*cells)
+        judged = {tuple(self._subjects(cell, one) for one in replicates) for cell in cells}
+        if not replicates or len(judged) > 1:
             return None
-        groups = self._groups(labels, replicates, arms)
-        curves = [self._resampled(arm, labels, replicates, groups) for arm in arms]
-        trained = any(self.pretrainings(arm, labels) for arm in arms)
-        return self._draws(labels, replicates, groups).estimate(
-            number(curves),
+        groups = self._groups(cells, replicates)
+        draws = self._draws(replicates, groups, *judged)
+        trained = any(self.pretrainings(*cell) for cell in cells)
+        return draws.estimate(
+            number([self._resampled(cell, replicates, groups, draws) for cell in cells]),
             confidence=self.confidence,
             log=log,
             pretrainings=len(set(groups)) if trained else 0,
         )
 
-    def _groups(
-        self, labels: str, replicates: Sequence[int], arms: Sequence[str]
-    ) -> tuple[int, ...]:
+    def _groups(self, cells: Sequence[Cell], replicates: Sequence[int]) -> tuple[int, ...]:
         """Which replicates hang together by a pre-training of any of the arms, from 0."""
         group = list(range(len(replicates)))
-        for arm in arms:
+        for cell in cells:
             first: dict[str, int] = {}
             for place, replicate in enumerate(replicates):
-                before = self.runs(arm, labels)[replicate].pretraining
+                before = self.runs(*cell)[replicate].pretraining
                 if before is not None:
                     mate = group[first.setdefault(before.run, place)]
                     group = [mate if one == group[place] else one for one in group]
@@ -240,45 +247,54 @@ class Study(Runs):
         return tuple(numbers[one] for one in group)
 
     def _resampled(
-        self, arm: str, labels: str, replicates: tuple[int, ...], groups: tuple[int, ...]
+        self, cell: Cell, replicates: tuple[int, ...], groups: tuple[int, ...], draws: Draws
     ) -> Array:
         """Mean curves of all draws, `rows steps`."""
-        key = (arm, labels, replicates, groups)
+        key = (cell, replicates, groups)
         if key not in self._curves:
-            grouped = [_by_subject(self.runs(arm, labels)[place]) for place in replicates]
+            grouped = [_by_subject(self.runs(*cell)[place]) for place in replicates]
             sums, counts = zip(*grouped, strict=True)
-            self._curves[key] = self._draws(labels, replicates, groups).curves(sums, counts)
+            self._curves[key] = draws.curves(sums, counts)
         return self._curves[key]
 
-    def _draws(self, labels: str, replicates: tuple[int, ...], groups: tuple[int, ...]) -> Draws:
+    def _draws(
+        self,
+        replicates: tuple[int, ...],
+        groups: tuple[int, ...],
+        subjects: tuple[tuple[str, ...], ...],
+    ) -> Draws:
         """The draws of these replicates: the same for every arm."""
-        key = (labels, replicates, groups)
+        key = (replicates, groups, subjects)
         if key not in self._weights:
-            subjects = [self._subjects(labels, replicate) for replicate in replicates]
             self._weights[key] = draw(
                 replicates, groups, subjects, resamples=self.resamples, seed=self.seed
             )
         return self._weights[key]
 
     @cached_property
-    def _found(self) -> dict[tuple[str, tuple[str, ...], str], Estimate | None]:
+    def _found(self) -> dict[tuple[tuple[Cell, ...], str], Estimate | None]:
         return {}
 
     @cached_property
-    def _curves(self) -> dict[tuple[str, str, tuple[int, ...], tuple[int, ...]], Array]:
+    def _curves(self) -> dict[tuple[Cell, tuple[int, ...], tuple[int, ...]], Array]:
         return {}
 
     @cached_property
-    def _weights(self) -> dict[tuple[str, tuple[int, ...], tuple[int, ...]], Draws]:
+    def _weights(
+        self,
+    ) -> dict[tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[str, ...], ...]], Draws]:
         return {}
 
-    def _subjects(self, labels: str, replicate: int) -> tuple[str, ...]:
-        runs = (self.runs(arm, labels).get(replicate) for arm in self.arms)
-        record = next(run for run in runs if run is not None)
-        return tuple(sorted(set(record.case_subjects)))
+    def _subjects(self, cell: Cell, replicate: int) -> tuple[str, ...]:
+        return tuple(sorted(set(self.runs(*cell)[replicate].case_subjects)))
 
     def _steps(self, arm: str, labels: str) -> Array:
         return np.array(next(iter(self.runs(arm, labels).values())).steps, float)
+
+    def _judged(self, arm: str, labels: str) -> tuple[float, float]:
+        """The first judged step after 0, and the last."""
+        steps = self._steps(arm, labels)
+        return float(next((step for step in steps if step > 0), steps[-1])), float(steps[-1])
 
     def _span(self, labels: str) -> tuple[float, float] | None:
         grids = [self._steps(arm, labels) for arm in self.present(labels)]

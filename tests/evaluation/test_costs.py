@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 from synthetic_study import pretraining, record, rising
 
 from mim3d.evaluation.convergence import Record
 from mim3d.evaluation.costs import cost, encoder_use, replaced_labels
-from mim3d.evaluation.study import Study
+from mim3d.evaluation.estimates import Array, Ranges
+from mim3d.evaluation.study import HEADLINE, Study
 
 SLOW = partial(rising, speed=0.5)
 L = "0.1"
@@ -18,6 +21,12 @@ L = "0.1"
 
 def pair(slow: object = SLOW, fast: object = rising) -> Study:
     return Study((record("scratch", slow), record("mae", fast)))  # type: ignore[arg-type]
+
+
+def replaced(study: Study, arm: str) -> tuple[Any, str]:
+    found = replaced_labels(study, arm, "10")
+    assert found is not None
+    return found.value, found.bound
 
 
 def test_one_pretraining_in_units_of_one_finetuning() -> None:
@@ -44,7 +53,7 @@ def test_pretraining_pays_after_its_price_over_what_one_finetuning_saves() -> No
     assert found.break_even_seconds is not None
     expected = 600 / ((slow.value - fast.value) * 0.1)
     assert found.break_even_seconds.finetunings == pytest.approx(expected)
-    assert found.break_even_seconds.text() == f"{expected:.1f}"
+    assert found.break_even_seconds.text() == f"{expected:.1f} [{expected:.1f}, {expected:.1f}]"
 
 
 def test_an_arm_that_is_slower_never_pays() -> None:
@@ -107,7 +116,102 @@ def test_an_arm_that_is_there_when_first_judged_pays_after_at_most_or_at_least()
 
     assert found is not None
     assert found.break_even_seconds is not None
+    # There by step 20 at the latest, so it saves at least what scratch needs more than 20 steps.
+    slow = study.time("scratch", L)
+    assert slow is not None
+    assert slow.value is not None
     assert found.break_even_seconds.bound == "<"
+    seconds = 64.0 / 80  # of a step
+    expected = 600 / ((slow.value - 20) * seconds)
+    assert found.break_even_seconds.finetunings == pytest.approx(expected)
+
+
+def test_what_may_save_nothing_may_pay_after_more_than_a_number() -> None:
+    """Both are there when first judged, at step 20: at most 20 steps are saved."""
+    steps = (20, 40, 80)
+    fast = partial(rising, speed=40.0)
+    study = Study((record("scratch", fast, steps=steps), record("mae", fast, steps=steps)))
+
+    found = cost(study, "mae", L)
+
+    assert found is not None
+    assert found.break_even_seconds is not None
+    assert found.break_even_seconds.bound == ">"
+    assert found.break_even_seconds.finetunings == pytest.approx(600 / (20 * 64.0 / 80))
+
+
+def test_the_interval_of_what_pays_is_that_of_what_is_saved_turned_round() -> None:
+    """Three replicates whose own savings are known: 600 s over 0.1 s a step of each."""
+    speeds = (0.4, 0.5, 0.6)
+    slow = [record("scratch", partial(rising, speed=speed), replicate=place)
+            for place, speed in enumerate(speeds)]  # fmt: skip
+    study = Study((*slow, *(record("mae", rising, replicate=place) for place in range(3))))
+
+    found = cost(study, "mae", L)
+
+    assert found is not None
+    even = found.break_even_seconds
+    assert even is not None
+    assert even.finetunings is not None
+    assert even.low is not None
+    assert even.high is not None
+    assert even.low < even.finetunings < even.high
+    arms = ("scratch", "mae", "scratch")
+
+    def steps(curves: Sequence[Array]) -> Ranges:
+        scratch, mae, _ = study.times(L, arms, curves, HEADLINE)
+        return scratch - mae
+
+    saved = study.estimate(tuple((arm, L) for arm in arms), steps, what="saved steps")
+    assert saved is not None
+    assert saved.low is not None
+    assert saved.high is not None
+    assert (even.low, even.high) == pytest.approx((6000 / saved.high, 6000 / saved.low))
+
+
+def test_an_arm_that_may_be_slower_may_never_pay() -> None:
+    """Ahead in one replicate and behind in another: a number, open above."""
+    runs = [
+        record(arm, partial(rising, speed=speed), replicate=place)
+        for arm, both in (("scratch", (0.3, 1.0)), ("mae", (1.0, 0.6)))
+        for place, speed in enumerate(both)
+    ]
+
+    found = cost(Study(tuple(runs)), "mae", L)
+
+    assert found is not None
+    even = found.break_even_seconds
+    assert even is not None
+    assert even.finetunings is not None
+    assert even.low is not None
+    assert even.high is None
+    assert even.text() == f"{even.finetunings:.1f} [{even.low:.1f}, open]"
+
+
+def test_a_price_is_paid_back_on_the_replicates_that_both_have() -> None:
+    """Broke when unpaired: the fastest run from scratch has no counterpart."""
+    lone = record("scratch", partial(rising, speed=2.0), replicate=1)
+    both = pair()
+
+    found, paired = cost(Study((*both.records, lone)), "mae", L), cost(both, "mae", L)
+
+    assert found is not None
+    assert paired is not None
+    assert found.break_even_seconds == paired.break_even_seconds
+
+
+def test_a_pretraining_that_had_to_wait_is_nobodys_price() -> None:
+    """Broke: a mean of 600 s, 600 s and 6,000 s was called the cost of one."""
+    runs = [
+        replace(record("mae", rising, replicate=place),
+                pretraining=replace(pretraining("mae", place), seconds=seconds))
+        for place, seconds in enumerate((600.0, 6000.0, 600.0))
+    ]  # fmt: skip
+
+    found = cost(Study(tuple(runs)), "mae", L)
+
+    assert found is not None
+    assert found.pretraining_seconds == 600.0
 
 
 def test_pretrainings_that_serve_several_finetunings_count_once() -> None:
@@ -145,10 +249,73 @@ def test_labels_replaced_lie_on_the_references_curve() -> None:
     study = Study((*scratch, *arms))
 
     # Halfway between 10 and 40 on a logarithmic axis: 20.
-    assert replaced_labels(study, "mae", "10") == (pytest.approx(20), "")
-    assert replaced_labels(study, "high", "10") == (160, ">")
-    assert replaced_labels(study, "low", "10") == (10, "<")
+    assert replaced(study, "mae") == (pytest.approx(20), "")
+    assert replaced(study, "high") == (160, ">")
+    assert replaced(study, "low") == (10, "<")
     assert replaced_labels(pair(), "mae", L) is None
+
+
+def test_labels_are_replaced_on_the_replicates_that_are_at_every_fraction() -> None:
+    """Broke: scratch's means were over other replicates at each fraction, luckier ones at 10."""
+    steps = (0, 10, 10_000)
+    scratch = [
+        record("scratch", partial(rising, top=top), labels=str(n), subjects=n, steps=steps,
+               replicate=place)
+        for n, top, place in ((10, 0.6, 0), (10, 0.8, 1), (40, 0.7, 0))
+    ]  # fmt: skip
+    mae = [
+        record("mae", partial(rising, top=top), labels="10", subjects=10, steps=steps,
+               replicate=place)
+        for top, place in ((0.65, 0), (0.9, 1))
+    ]  # fmt: skip
+
+    found = replaced_labels(Study((*scratch, *mae)), "mae", "10")
+
+    assert found is not None
+    assert found.value == pytest.approx(20)
+    assert found.replicates == 1
+    assert replaced_labels(Study((*scratch[:2], *mae)), "mae", "10") is None, "one fraction"
+    assert replaced_labels(Study((*scratch[1:], *mae)), "mae", "10") is None, "none is shared"
+
+
+def test_more_labels_that_lower_the_reference_replace_none() -> None:
+    """0.6, 0.75, 0.7 with 10, 40, 160: a running maximum, so 0.72 is on the way to 40."""
+    steps = (0, 10, 10_000)
+    scratch = [
+        record("scratch", partial(rising, top=top), labels=str(n), subjects=n, steps=steps)
+        for n, top in ((10, 0.6), (40, 0.75), (160, 0.7))
+    ]
+    arms = [
+        record(arm, partial(rising, top=top), labels="10", subjects=10, steps=steps)
+        for arm, top in (("mae", 0.72), ("high", 0.76))
+    ]
+
+    study = Study((*scratch, *arms))
+
+    assert replaced(study, "mae") == (pytest.approx(10 * 4 ** (0.12 / 0.15)), "")
+    assert replaced(study, "high") == (160, ">")
+
+
+def test_replaced_labels_lie_between_those_of_luckier_and_unluckier_runs() -> None:
+    """Replicates at 20 and 80 subjects: the middle is 40, and an interval of two is wide open."""
+    steps = (0, 10, 10_000)
+    scratch = [
+        record("scratch", partial(rising, top=top), labels=str(n), subjects=n, steps=steps,
+               replicate=place)
+        for n, top in ((10, 0.6), (160, 0.8)) for place in (0, 1)
+    ]  # fmt: skip
+    mae = [
+        record("mae", partial(rising, top=top), labels="10", subjects=10, steps=steps,
+               replicate=place)
+        for top, place in ((0.65, 0), (0.75, 1))
+    ]  # fmt: skip
+
+    found = replaced_labels(Study((*scratch, *mae)), "mae", "10")
+
+    assert found is not None
+    assert found.value == pytest.approx(40, rel=1e-3)
+    assert (found.low, found.high) == (None, None), "stretched past 10 and 160"
+    assert found.text(0) == "40 [open, open]"
 
 
 def test_the_audit_puts_the_zeroed_encoder_beside_the_real_one_over_the_same_cases() -> None:
@@ -163,6 +330,7 @@ def test_the_audit_puts_the_zeroed_encoder_beside_the_real_one_over_the_same_cas
 
     assert found is not None
     assert found.is_alike
+    assert found.runs == 2
     assert found.zeroed == pytest.approx(0.35)
     assert found.dice == pytest.approx(sum(sum(run.dice[-1]) for run in runs[:2]) / 4)
 

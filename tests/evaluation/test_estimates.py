@@ -136,3 +136,25 @@ def test_an_interval_ends_where_its_number_does():
 
     assert wide.within(0.0, 1.0) == Estimate(0.4, "", 0.0, 1.0, 2)
     assert Estimate(0.4, "", None, 0.5, 2).within(0.0, 1.0) == Estimate(0.4, "", None, 0.5, 2)
+
+
+def test_an_end_that_no_judged_step_could_tell_is_open() -> None:
+    """Broke: steps judged from 10 to 300 gave factors of `[0.90, 4220.86]` and 4 steps."""
+    factor = Estimate(2.46, "", 0.9, 4220.86, 2)
+
+    assert factor.seen(1 / 30, 30).text() == "2.46 [0.90, open]"
+    assert Estimate(125.0, "", 4.0, 3963.0, 2).seen(10, 300).text(0) == "125 [open, open]"
+    assert Estimate(39.0, "", 10.0, 300.0, 2).seen(10, 300).text(0) == "39 [10, 300]"
+    assert factor.seen(1 / 30, 30).excludes(0.5)
+    assert not factor.seen(1 / 30, 30).excludes(5000)
+
+
+def test_differences_of_what_is_only_bounded_are_bounded_as_far_as_can_be() -> None:
+    late = Ranges(np.array([300.0, 100.0]), np.array([np.inf, 100.0]))  # never, and at 100
+    early = Ranges(np.array([0.0, 40.0]), np.array([10.0, 40.0]))  # at once, and at 40
+
+    saved = late * 2.0 - early * 2.0
+
+    assert saved.low.tolist() == [580.0, 120.0]
+    assert saved.high.tolist() == [np.inf, 120.0]
+    assert (early - late).low.tolist() == [-np.inf, -60.0]

@@ -155,6 +155,7 @@ def notes(study: Study) -> tuple[str, ...]:
         lines.append(f"dead runs, listed and in no number: {len(study.dead)}")
     lines += _unlearnt(study)
     lines += _same_subjects(study)
+    lines += _other_replicates(study)
     lines += [
         f"runs were {what} by several versions: {', '.join(made)}"
         for what, made in origins(study, "made_by").items()
@@ -203,6 +204,21 @@ def _same_subjects(study: Study) -> list[str]:
     ]
 
 
+def _other_replicates(study: Study) -> list[str]:
+    """Arms whose final Dice at two label fractions is that of other replicates."""
+    listed = []
+    for arm in study.arms:
+        runs = {labels: tuple(study.runs(arm, labels)) for labels in study.labels}
+        if len({places for places in runs.values() if places}) > 1:
+            counts = ", ".join(str(len(places)) for places in runs.values())
+            listed.append(f"`{arm}` {counts}")
+    return [
+        f"not the same replicates at every label fraction ({'; '.join(listed)}, fewest labels "
+        "first): final Dice and `labels.png` are over all of them, what an arm replaces in labels "
+        "over those that are everywhere"
+    ] if listed else []  # fmt: skip
+
+
 def _unlearnt(study: Study) -> list[str]:
     """Arms whose pre-trainings learned nothing; they stay in, or a baseline would be gone."""
     arms: dict[str, dict[str, bool]] = {}
@@ -248,7 +264,7 @@ def _arm(study: Study, arm: str, labels: str) -> dict[str, Any]:
             other: {f"{x:g}": _json(study.factor(arm, other, labels, x)) for x in TARGETS}
             for other in others
         },
-        "replaces_subjects": replaced and {"subjects": replaced[0], "bound": replaced[1]},
+        "replaces_subjects": _json(replaced),
         "encoder_use": used and vars(used),
         "cost": _json(cost(study, arm, labels)),
     }

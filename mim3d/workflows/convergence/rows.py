@@ -19,7 +19,7 @@ NUMBERS = (
     "labels", "subjects", "arm", "kind", "measure", "other", "target", "value", "bound", "low",
     "high", "replicates", "pretrainings", "p", "p_holm",
 )  # fmt: skip
-MEASURES = ("final", "mean_height_steps", "mean_height_log_steps")
+MEASURES = ("final", "mean_height_steps", "mean_height_log_steps", "replaces_subjects")
 """Numbers of an arm by itself."""
 
 
@@ -41,8 +41,9 @@ def number_rows(summary: Mapping[str, Any]) -> str:
     """One row a number with its interval.
 
     `measure` is `final` (Dice after the last step), `mean_height_steps`, `mean_height_log_steps`,
-    `steps_to` the `target`, `faster_than` the arm `other` at the `target` (a factor), or
-    `final_less` that of the arm `other`, with the p-values of the paired test.
+    `replaces_subjects` (labelled subjects with which the arm's partner ends there), `steps_to` the
+    `target`, `faster_than` the arm `other` at the `target` (a factor), or `final_less` that of the
+    arm `other`, with the p-values of the paired test.
 
     Args:
         summary: what stands in the JSON file.

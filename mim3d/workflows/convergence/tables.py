@@ -77,7 +77,9 @@ def _label_efficiency(study: Study) -> list[str]:
     return [
         "## Label efficiency",
         "",
-        f"Final Dice; behind `=`, with how many labelled subjects `{study.reference}` ends there.",
+        f"Final Dice; behind `=`, with how many labelled subjects `{study.reference}` ends there, "
+        "both on the replicates that the arm has with these labels and "
+        f"`{study.reference}` with all.",
         "",
         *table(["arm", *(f"labels {labels}" for labels in study.labels)], rows),
     ]
@@ -87,10 +89,10 @@ def _final_and_worth(study: Study, arm: str, labels: str) -> str:
     final, worth = study.final(arm, labels), replaced_labels(study, arm, labels)
     if final is None or final.value is None:
         return NONE
-    if worth is None:
+    if worth is None or worth.value is None:
         return f"{final.value:.3f}"
-    sign = worth[1] or "="
-    cell = f"{final.value:.3f} {sign} {worth[0]:.0f}"
+    sign = "" if worth.bound else "= "
+    cell = f"{final.value:.3f} {sign}{worth.text(0)}"
     return named(cell, study.partner(arm), study.reference)
 
 
@@ -125,7 +127,8 @@ def _costs(study: Study) -> list[str]:
         "## What pre-training costs",
         "",
         f"`pays after`: how many fine-tunings to {HEADLINE:.2f} of the best Dice of "
-        f"`{study.reference}` save as much as one pre-training costs.",
+        f"`{study.reference}` save as much as one pre-training costs; `open`: it may never pay. "
+        "Times and FLOP are medians over runs.",
         "",
         *table(head, rows),
     ]
@@ -140,10 +143,12 @@ def _encoder_use(study: Study) -> list[str]:
             if used is not None:
                 alike &= used.is_alike
                 lost = f"{used.dice - used.zeroed:.3f}" + ("" if used.is_alike else " ~")
-                rows.append([arm, labels, f"{used.dice:.3f}", f"{used.zeroed:.3f}", lost])
+                runs = len(study.runs(arm, labels))
+                audited = str(runs) if used.runs == runs else f"{used.runs} of {runs}"
+                rows.append([arm, labels, audited, f"{used.dice:.3f}", f"{used.zeroed:.3f}", lost])
     if not rows:
         return []
-    head = ["arm", "labels", "Dice", "encoder's output zeroed", "lost"]
+    head = ["arm", "labels", "runs", "Dice", "encoder's output zeroed", "lost"]
     note = "`~`: records of an older version; zeroed is a mean over structures, Dice over cases."
     return ["## Encoder use", "", *table(head, rows), *([] if alike else ["", note])]
 
