@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from synthetic_study import SLOW, L, record, rising, runs
+from synthetic_study import SLOW, STEPS, L, record, rising, runs
 
 from mim3d.evaluation.convergence import Record
 from mim3d.evaluation.study import Study
@@ -86,6 +86,30 @@ def test_of_contrastive_arms_that_never_arrive_the_highest_is_best() -> None:
         replace(run, kind="contrastive")
         for arm, top in {"simclr": 0.4, "byol": 0.6}.items()
         for run in runs(arm, partial(rising, top=top, speed=3.0))
+    ]
+
+    assert Study((*runs("scratch"), *made)).best_contrastive(L) == "byol"
+
+
+def test_the_best_contrastive_arm_is_ahead_of_most_at_the_target_that_is_asked_for() -> None:
+    """Named and repeated so that neither decides: the best has the first name and fewest runs."""
+    arms = {"byol": (4.0, 0.78, 2), "mocov3": (2.0, 0.80, 3), "simclr": (1.0, 0.85, 3)}
+    made = [
+        replace(run, kind="contrastive")
+        for arm, (speed, top, count) in arms.items()
+        for run in runs(arm, partial(rising, speed=speed, top=top), count)
+    ]
+    study = Study((*runs("scratch", SLOW), *made))
+
+    # 0.8 of 0.846 is reached by all, the steepest first; 0.95 of it, 0.80, by `simclr` alone.
+    assert [study.best_contrastive(L, target) for target in (0.8, 0.95)] == ["byol", "simclr"]
+
+
+def test_of_arms_that_never_arrive_one_is_not_ahead_for_having_run_fewer_steps() -> None:
+    short, long = partial(rising, top=0.4), partial(rising, top=0.6)
+    made = [
+        replace(run, kind="contrastive")
+        for run in (*runs("simclr", short, steps=STEPS[:-1]), *runs("byol", long))
     ]
 
     assert Study((*runs("scratch"), *made)).best_contrastive(L) == "byol"

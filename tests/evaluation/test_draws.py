@@ -124,3 +124,69 @@ def test_bounds_give_no_number_that_is_not_finite(low: float, high: float) -> No
 
     ends = (found.value, found.low, found.high)
     assert all(end is None or math.isfinite(end) for end in ends)
+
+
+def test_folds_and_replicates_are_drawn_by_their_names_and_not_by_their_number() -> None:
+    """Folds of the same size that rose and fell together would widen the interval of their mean."""
+    folds = [("a", "b", "c", "d"), ("e", "f", "g", "h")]
+
+    one = draw((0, 1, 2), (0, 1, 2), [folds[0], folds[1], folds[0]], resamples=4000, seed=0)
+    other = draw((3, 4, 5), (0, 1, 2), [folds[0]] * 3, resamples=4000, seed=0)
+
+    joint = slice(1, 4001)
+    # Four standard errors of the correlation of numbers that have nothing to do with each other.
+    limit = 4 / math.sqrt(4000)
+    assert abs(np.corrcoef(one.subjects[0][joint, 0], one.subjects[1][joint, 0])[0, 1]) < limit
+    assert abs(np.corrcoef(one.replicates[joint, 0], other.replicates[joint, 0])[0, 1]) < limit
+    assert np.array_equal(one.subjects[0], one.subjects[2])
+    assert np.array_equal(one.subjects[0], other.subjects[0])
+
+
+def test_freedom_of_replicates_within_pretrainings_is_what_their_means_leave() -> None:
+    # Six pairs, each of mean 0: all that differs does so within them.
+    shifts = stats.norm.ppf((np.arange(6) + 0.5) / 6)
+    values = np.concatenate([shifts, -shifts])
+    draws = draws_of(12, 5, (0, 1, 2, 3, 4, 5) * 2)
+
+    found = draws.estimate(Ranges.exact(draws.replicates @ values / 12), confidence=0.95)
+
+    # 12 values less 6 means: 6 degrees of freedom.
+    student = stats.t.ppf(0.975, 6) * math.sqrt((values @ values) / 6 / 12)
+    assert (found.low, found.high) == pytest.approx((-student, student), rel=0.06)
+
+
+def test_freedom_of_subjects_is_one_less_than_all_of_them_each_once() -> None:
+    draws = draw((0, 1), (0, 1), [("a", "b"), ("b", "c")], resamples=40, seed=0)
+    values = np.zeros(1 + 3 * 40)
+    values[1:41] = (-1, 1) * 20  # subjects alone make a difference
+
+    found = draws.estimate(Ranges.exact(values), confidence=0.95)
+
+    # Three subjects, hence 2 degrees of freedom for 1.96 deviations of a normal.
+    half = stats.t.ppf(0.975, 2) / stats.norm.ppf(0.975)
+    assert (found.low, found.high) == pytest.approx((-half, half))
+
+
+def test_ends_are_the_next_resamples_outside_of_the_percentiles() -> None:
+    # So many subjects that nothing is stretched.
+    draws = Draws(np.ones((31, 3)), (), resamples=10, groups=3, subject_count=10**9)
+    values = np.full(31, 4.5)
+    values[1:11] = np.random.default_rng(0).permutation(10)
+
+    found = draws.estimate(Ranges.exact(values), confidence=0.8)
+
+    # The tenth of 0 to 9 is 0.9, between 0 and 1.
+    assert (found.low, found.high) == pytest.approx((0, 9), abs=1e-6)
+
+
+@pytest.mark.parametrize(("number", "ends"), [(1.0, (1.0, 2.0)), (3.0, (2.0, 3.0))])
+def test_a_number_lies_in_its_interval_though_no_resample_does(
+    number: float, ends: tuple[float, float]
+) -> None:
+    draws = draws_of(3, 5, resamples=20)
+    values = np.full(61, 2.0)
+    values[0] = number
+
+    found = draws.estimate(Ranges.exact(values), confidence=0.95)
+
+    assert (found.value, found.low, found.high) == (number, *ends)

@@ -144,6 +144,22 @@ def test_a_linear_law_is_found_and_features_that_tell_nothing_are_not() -> None:
     assert score.dice > nothing.dice + 0.2
 
 
+def test_the_share_that_is_picked_is_that_of_the_labels_to_fit_on() -> None:
+    """Thresholds from the labels to be read would leak how much of them there is."""
+
+    def line(first: float, above: float) -> ProbedTokens:
+        x = torch.arange(10.0) + first
+        organ = (x > above).float()
+        shares = torch.stack([1 - organ, organ], dim=1)[:, None]
+        return ProbedTokens(x[:, None], shares, torch.zeros(10, dtype=torch.long))
+
+    # Of 1 to 10 those above 7 are the organ, of 1.5 to 10.5 the six above 5.
+    score = ridge_probe(line(1, 7), line(1.5, 5))
+
+    # What is read grows with x, so that the four above 7 are picked: 2 * 4 / (4 + 6).
+    assert score.dice == pytest.approx(0.8)
+
+
 def test_neighbours_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "CHUNK", 16)
     fit, test = tokens(50), tokens(37, seed=1)

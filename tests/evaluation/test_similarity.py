@@ -84,3 +84,13 @@ def test_equal_volumes_are_alike_and_without_noise() -> None:
     assert ssim(truth, truth, everywhere).allclose(torch.ones(2, 2, dtype=torch.float64))
     assert psnr(truth, truth, everywhere).isposinf().all()
     assert psnr(truth, truth + 1, ~everywhere).isnan().all()
+
+
+def test_a_constant_crop_has_a_range_of_one() -> None:
+    """By its own range of 0, PSNR is minus infinity and SSIM no number."""
+    truth = torch.full((1, 1, *SIZE), 3.0, dtype=torch.float64)
+    everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
+
+    # 10 log10(1 / 0.1^2), and Wang's eq. 13 of two constants: (2 * 3 * 2 + c1) / (9 + 4 + c1).
+    assert psnr(truth, truth + 0.1, everywhere).item() == pytest.approx(20)
+    assert ssim(truth, truth - 1, everywhere).item() == pytest.approx(12.0001 / 13.0001)

@@ -130,6 +130,42 @@ def test_the_area_is_taken_over_steps_that_all_arms_have() -> None:
         assert one == other
 
 
+def test_the_target_is_a_share_of_the_best_dice_of_a_reference_that_falls_again() -> None:
+    falling = np.array([0.0, 0.2, 0.4, 0.8, 0.8, 0.7, 0.6, 0.5])
+    study = Study((*runs("scratch", lambda steps: falling), *runs("mae", lambda steps: falling)))
+
+    times = [study.time(arm, L, 0.9) for arm in ("scratch", "mae")]
+
+    # 0.9 of 0.8 is 0.72, between 0.4 at step 20 and 0.8 at step 40: 20 + 20 * 0.32 / 0.4.
+    assert [time.value for time in times if time is not None] == pytest.approx([36, 36])
+
+
+def test_a_plateau_at_the_target_itself_is_reached_at_its_first_step() -> None:
+    flat = np.array([0.0, 0.2, 0.4, 0.8, 0.8, 0.8, 0.8, 0.8])
+    study = Study((*runs("scratch", lambda steps: flat), *runs("mae", lambda steps: flat)))
+
+    time = study.time("mae", L, 1.0)
+
+    assert time is not None
+    assert (time.value, time.bound) == (40, "")
+
+
+def test_the_area_begins_where_the_last_of_the_arms_is_first_judged() -> None:
+    """From 40 on, and not from step 0, where the other grid cannot be read on a logarithm."""
+    late = (0, 40, 80, 160, 320, 640)
+    study = Study(
+        (*runs("scratch", steps=late), *runs("mae", lambda steps: steps / 1000, steps=STEPS))
+    )
+
+    area, log_area = (study.area("mae", L, log=log) for log in (False, True))
+
+    # A straight line from 0.04 to 0.64. On the axis that doubles: four trapezes of width 1.
+    assert area is not None
+    assert area.value == pytest.approx((0.04 + 0.64) / 2)
+    assert log_area is not None
+    assert log_area.value == pytest.approx((0.02 + 0.08 + 0.16 + 0.32 + 0.32) / 4)
+
+
 def test_an_arm_is_measured_against_the_partner_it_names() -> None:
     fine = tuple(replace(run, kind="scratch", pretraining=None)
                  for run in runs("scratch-4", partial(SLOW, top=0.6)))  # fmt: skip

@@ -124,6 +124,8 @@ def test_the_same_subjects_and_replicates_are_drawn_for_both_arms() -> None:
 
     assert difference is not None
     assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    # An end belongs to its interval: arms that are one and the same do not differ.
+    assert not difference.excludes(0.0)
 
 
 def test_replicates_of_different_folds_are_resampled_by_their_own_subjects() -> None:

@@ -205,6 +205,11 @@ def test_numbers_out_of_range_are_refused(field: str, value: float) -> None:
         made("simclr", **{field: value})
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_views_may_share_nothing_or_everything(share: float) -> None:
+    assert made("simclr", min_overlap=share).needs.min_overlap == share
+
+
 def projections(task: Any, crops: Any) -> tuple[torch.Tensor, torch.Tensor]:
     states = task.encoder(crops.voxels, crops.spacing_mm)
     one, two = task.projector(states.tokens.mean(dim=1)).chunk(2)

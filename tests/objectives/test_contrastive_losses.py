@@ -188,6 +188,15 @@ def test_vicreg_of_a_collapsed_batch_is_the_hinge_alone() -> None:
     assert terms.invariance.item() == terms.covariance.item() == 0
 
 
+def test_vicreg_asks_no_more_of_a_dimension_than_a_deviation_of_1() -> None:
+    # Deviations 2 and 0: nothing of the first, 1 - sqrt(1e-4) of the second.
+    wide = torch.tensor([[math.sqrt(2), 0.3], [-math.sqrt(2), 0.3]])
+
+    terms = vicreg(wide, wide)
+
+    assert terms.variance.item() == pytest.approx(0.99 / 2, rel=1e-5)
+
+
 @pytest.mark.parametrize("counted", [False, True])
 def test_vocos_prediction_loss_is_that_of_a_slow_loop(counted: bool) -> None:
     draw = torch.Generator().manual_seed(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -150,6 +152,53 @@ def test_boxes_in_padding_alone_do_not_count() -> None:
     )
     assert whole.logs["repulsion"] > outcome.logs["repulsion"]
     assert all(p.grad.isfinite().all() for p in task.parameters() if p.grad is not None)
+
+
+def opposite(**contrast: Any) -> Any:
+    """A task whose teacher answers everything with the opposite of what its student does."""
+    task = made("voco", **contrast)
+    with torch.no_grad():
+        for projector, sign in ((task.projector, 1), (task.teacher.module.projector, -1)):
+            projector.layers[-1].weight.zero_()
+            projector.layers[-1].bias.fill_(sign)
+    return task
+
+
+def test_a_base_crop_that_looks_opposite_is_one_that_is_not_overlapped() -> None:
+    outcome = opposite()(batch("voco", range(2)), moment())
+
+    # Cosines of -1 count as 0, and the shares of a window in 6 base crops sum to 1.
+    assert outcome.logs["overlap_error"].item() == pytest.approx(1 / 6)
+
+
+def test_windows_and_base_crops_in_padding_alone_are_not_predicted() -> None:
+    crops = batch("voco", range(2))
+    valid = torch.ones(2, *SIZE, dtype=torch.bool)
+    valid[:, 2:] = False
+    starts = BaseGrid((2, 1, 1), (5, 13, 7)).starts(moment().keys(crops, "window"), 12)
+
+    outcome = opposite(base_crops=(2, 1, 1), windows=12)(replace(crops, valid=valid), moment())
+
+    # Layers 0 and 1 along x are seen: by the first base crop, and by windows from there.
+    shares = [[1 - x / 5 for x in row if x < 2] for row in starts[..., 0].tolist()]
+    found = [sum(-y * math.log(1 - y + 1e-6) for y in row) / sum(row) for row in shares]
+    assert outcome.logs["prediction"].item() == pytest.approx(sum(found) / 2, rel=1e-5)
+    counted = shares[0] + shares[1]
+    assert outcome.logs["overlap_error"].item() == pytest.approx(sum(counted) / len(counted))
+
+
+def test_the_teacher_follows_encoder_and_projector() -> None:
+    task = made("voco", momentum=0.8)
+    before = {key: value.clone() for key, value in task.teacher.module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in (*task.encoder.parameters(), *task.projector.parameters()):
+            parameter.add_(0.5)
+
+    task.after_update(moment(0))
+
+    assert {key.split(".")[0] for key in before} == {"encoder", "projector"}
+    for key, value in task.teacher.module.state_dict().items():
+        torch.testing.assert_close(value, 0.8 * before[key] + 0.2 * task.state_dict()[key])
 
 
 def test_the_feed_is_asked_for_one_view() -> None:
