@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from mim3d.config.verbs import ConvergenceConfig
 from mim3d.workflows.convergence.arms import Arm
 from mim3d.workflows.convergence.bench import Bench
-from mim3d.workflows.convergence.trials import sees_judges
+from mim3d.workflows.convergence.planning import off_budget
+from mim3d.workflows.convergence.trials import at_ends, sees_judges
 from mim3d.workflows.seen_cases import told_beside_images
 
 
@@ -22,6 +23,8 @@ def about(bench: Bench, seen: Sequence[str] = ()) -> dict[str, str | int | float
     said: dict[str, str | int | float | bool] = {}
     if any(arm.before for arm in arms):
         said["budget"] = _budget(arms, settings)
+        if off := off_budget(arms, settings, bench.plan.arms):
+            said["off the budget"] = f"whole steps cannot meet it: {off}"
         said["pre-training seeds"] = settings.pretraining_seeds
     longer = [f"`{arm.name}` that of `{arm.total_time_of}`" for arm in arms if arm.total_time_of]
     if longer:
@@ -60,6 +63,9 @@ def about(bench: Bench, seen: Sequence[str] = ()) -> dict[str, str | int | float
     chosen = bench.chosen()
     if chosen:
         said["chosen learning rates"] = ", ".join(f"`{one}` {pace}" for one, pace in chosen.items())
+    here = {key: pace for key, pace in chosen.items() if key.split(" ")[0] in bench.arms}
+    if ends := at_ends(here, settings):
+        said["ends of the grid"] = "; ".join(ends)
     return said
 
 

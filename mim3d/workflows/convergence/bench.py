@@ -30,6 +30,7 @@ from mim3d.workflows.convergence.begun import FINETUNE, PRETRAIN, PRETRAINED, RE
 from mim3d.workflows.convergence.health import (
     embedding_health,
     last_levels,
+    tells_crops_apart,
     train_lines,
     why_collapsed,
     why_hopeless,
@@ -46,6 +47,7 @@ from mim3d.workflows.convergence.plan import (
 from mim3d.workflows.convergence.trials import (
     Before,
     Trial,
+    at_ends,
     before_of,
     finetune_config,
     paces,
@@ -231,7 +233,8 @@ class Bench:
         if ended is not None:
             levels, health = last_levels(folder), embedding_health(config, folder)
             facts = last_numbers(ended) | levels | health
-            dead = why_collapsed(health)
+            apart = tells_crops_apart(config.objective, levels)
+            dead = why_collapsed(health, tells_apart=apart)
         cost = self.plan.arms[before.arm].pretrain
         assert cost is not None
         return Pretraining(
@@ -269,7 +272,10 @@ class Bench:
             best = max(tried, key=lambda pace: dice[str(pace)])
             rate = Rate(best.lr, dice, best.warmup_steps)
             self._rates[key] = settle_rate(self.out, arm.name, fold, rate, self.reporter)
-            self.reporter.say(f"{key}: learning rate {self._rates[key].pace}")
+            settled = self._rates[key].pace
+            self.reporter.say(f"{key}: learning rate {settled}")
+            for end in at_ends({key: settled}, self.settings):
+                self.reporter.say(end)
         return self._rates[key].pace
 
     def chosen(self) -> dict[str, Pace]:
@@ -333,7 +339,7 @@ def machine_name(training: TrainingConfig) -> str:
 
 
 def made_by(folder: Path) -> str | None:
-    """The versions that a run ended with: `mim3d 0.1.0 at 1a2b3c, torch 2.13.0`; None: no run."""
+    """The versions that made a run: `mim3d 0.1.0 at 1a2b then 3c4d, torch 2.13.0`; None: no run."""
     if not (folder / VERSIONS).is_file():
         return None
     found = read_object(folder / VERSIONS)

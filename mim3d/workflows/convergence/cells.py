@@ -52,7 +52,7 @@ def factor(study: Study, arm: str, other: str | None, labels: str, target: float
         return NONE
     several = study.judged_subjects(arm, labels) > 1
     sure = several and found.is_repeated and found.excludes(1.0)
-    return _bold(found.text(), sure) + _fewer(study, arm, labels, found)
+    return _bold(found.text(), sure) + fewer(study, arm, labels, found)
 
 
 def difference(study: Study, tested: Tested, arm: str, other: str | None, labels: str) -> str:
@@ -61,19 +61,19 @@ def difference(study: Study, tested: Tested, arm: str, other: str | None, labels
     if row is None:
         return NONE
     said = f"{row.difference.text(3)}, p {row.p_holm:.2g}"
-    return _bold(said, row.shown) + _fewer(study, arm, labels, row.difference)
+    return _bold(said, row.shown) + fewer(study, arm, labels, row.difference)
+
+
+def fewer(study: Study, arm: str, labels: str, found: Estimate) -> str:
+    """What is behind a comparison, where it is not what is behind the arm alone."""
+    own = (len(study.runs(arm, labels)), study.pretrainings(arm, labels))
+    both = (found.replicates, found.pretrainings)
+    return "" if both == own else f", of {_pair(*both)}"
 
 
 def named(cell: str, other: str | None, column: str | None) -> str:
     """A cell, with whom the arm is compared where the head of the column names another."""
     return cell if cell == NONE or other == column else f"{cell} (`{other}`)"
-
-
-def _fewer(study: Study, arm: str, labels: str, found: Estimate) -> str:
-    """What is behind a comparison, where it is not what is behind the arm alone."""
-    own = (len(study.runs(arm, labels)), study.pretrainings(arm, labels))
-    both = (found.replicates, found.pretrainings)
-    return "" if both == own else f", of {_pair(*both)}"
 
 
 def _pair(replicates: int, pretrainings: int) -> str:

@@ -20,7 +20,7 @@ from mim3d.workflows.convergence.arms import Arm, read_arms, reference_of
 from mim3d.workflows.convergence.bench import Bench, Busy
 from mim3d.workflows.convergence.judges import check_draws, check_seen
 from mim3d.workflows.convergence.plan import Plan, rate_key, read_plan
-from mim3d.workflows.convergence.planning import make_plan, names_of_runs, settle_plan
+from mim3d.workflows.convergence.planning import make_plan, names_of_runs, off_budget, settle_plan
 from mim3d.workflows.convergence.trials import (
     Trial,
     all_trials,
@@ -203,6 +203,8 @@ def _planned(
     )
     if len(mine) < len(trials):
         head += f"; {len(mine)} of them in shard {settings.shard}"
+    if off := off_budget(arms, settings, bench.plan.arms):
+        head += f"; whole steps leave off that budget: {off}"
     lines = [head, "", *_table(bench.plan, arms, todo), "", *_grids(bench.plan, arms), ""]
     lines.append(f"about {duration(hours)} on this machine, without reading the store")
     lines.append("nothing was written (--dry_run)")

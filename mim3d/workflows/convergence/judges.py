@@ -48,9 +48,9 @@ def check_draws(
         asked = [replace(config.data, labels=trial.labels, fold=trial.fold)]
         if settings.rates and trial.labels == settings.labels[0]:
             asked.append(replace(asked[0], inner_fold=INNER_FOLD))
-        with naming(arms[trial.arm]), _folds_named(config.data, settings):
-            for data in asked:
-                subjects_drawn(data, trial.replicate)
+        for data in asked:
+            with naming(arms[trial.arm]), _folds_named(config.data, settings):
+                there = subjects_drawn(replace(data, labels=None), trial.replicate)
                 if not validation_cases(store_of(data), data):
                     raise UserError(
                         "nobody judges: the store has no validation case with labels",
@@ -58,6 +58,25 @@ def check_draws(
                         remedy="set `convergence.folds`, for example `[0, 1, 2, 3, 4]`",
                         code="no-validation",
                     )
+            if isinstance(trial.labels, int) and trial.labels > there:
+                raise _too_many_labels(trial.labels, there, data)
+
+
+def _too_many_labels(labels: int, there: int, data: DataConfig) -> ConfigError:
+    """Of `convergence.labels`; an arm that has them by it is not to blame."""
+    beside = "" if data.fold is None else f" beside fold {data.fold}"
+    what = f"{there} subjects with labels are there to train on{beside}"
+    remedy = f"numbers from 1 to {there}"
+    if data.inner_fold is not None:
+        whole = subjects_drawn(replace(data, labels=None, inner_fold=None), 0)
+        what += f": a fifth of the {whole} chooses among `convergence.rates`"
+        remedy += " for the first"
+    return ConfigError(
+        f"`convergence.labels` has {labels}, and {what}",
+        where=f"`{data.store}`",
+        remedy=f"{remedy}, or fractions such as 0.1",
+        code="range",
+    )
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,12 @@ from mim3d.workflows.convergence.cost import Costs, StepCost, look_seconds
 from mim3d.workflows.convergence.follows import changed_plan, differing_settings, settings_of
 from mim3d.workflows.convergence.plan import PLAN, ArmPlan, Cost, Plan, naming, read_plan
 from mim3d.workflows.initial import adopted
+from mim3d.workflows.plan.facts import counted
 
 FIRST_STEP = 10
 """Of the grid, behind step 0."""
+OFF_BUDGET = 0.05
+"""Share of the budget by which a pre-training of whole steps may miss it without being named."""
 
 
 def settle_plan(
@@ -212,14 +215,38 @@ def matched_steps(budget: str, a_step: StepCost, whole: Cost) -> int:
     return max(1, round(asked / one))
 
 
+def off_budget(
+    arms: Iterable[Arm], settings: ConvergenceConfig, planned: Mapping[str, ArmPlan]
+) -> str:
+    """Arms whose whole steps leave them off the budget, with the factor; empty for none.
+
+    Args:
+        arms: of the benchmark.
+        settings: its section `convergence`.
+        planned: by name, with the budget's arm.
+    """
+    found = []
+    for arm in arms:
+        if not arm.is_matched(settings):
+            continue
+        coin = arm.budget or settings.budget
+        own, whole = planned[arm.name].pretrain, planned[settings.budget_arm].pretrain
+        assert own is not None
+        assert whole is not None
+        factor: float = getattr(own, coin) / getattr(whole, coin)
+        if abs(factor - 1) > OFF_BUDGET:
+            steps = counted(own.steps, "step")
+            found.append(f"`{arm.name}` {factor:.3g} times that in {coin} ({steps})")
+    return ", ".join(found)
+
+
 def step_grid(steps: int, points: int) -> tuple[int, ...]:
     """Step 0 and `points` steps evenly spaced in their logarithm, from 10 to the last.
 
-    Raises:
-        ConfigError: fewer than two points.
+    Args:
+        steps: of the fine-tuning.
+        points: 2 or more, as `all_trials` sees to.
     """
-    if points < 2:
-        raise ConfigError(f"`convergence.points` is {points}, expected 2 or more", code="range")
     first = min(FIRST_STEP, steps)
     spaced = (first * (steps / first) ** (place / (points - 1)) for place in range(points))
     return (0, *sorted({round(step) for step in spaced}))

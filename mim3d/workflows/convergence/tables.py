@@ -9,7 +9,7 @@ from typing import Any
 from mim3d.evaluation.costs import cost, encoder_use, replaced_labels, subjects
 from mim3d.evaluation.study import HEADLINE, Study
 from mim3d.foundation.reporting import duration
-from mim3d.workflows.convergence.cells import NONE, named, number, table, word
+from mim3d.workflows.convergence.cells import NONE, fewer, named, number, table, word
 from mim3d.workflows.convergence.health import why_unlearnt
 from mim3d.workflows.convergence.versus import fraction, speed_up
 
@@ -93,7 +93,7 @@ def _final_and_worth(study: Study, arm: str, labels: str) -> str:
         return f"{final.value:.3f}"
     sign = "" if worth.bound else "= "
     cell = f"{final.value:.3f} {sign}{worth.text(0)}"
-    return named(cell, study.partner(arm), study.reference)
+    return named(cell, study.partner(arm), study.reference) + fewer(study, arm, labels, worth)
 
 
 def _costs(study: Study) -> list[str]:
@@ -127,8 +127,9 @@ def _costs(study: Study) -> list[str]:
         "## What pre-training costs",
         "",
         f"`pays after`: how many fine-tunings to {HEADLINE:.2f} of the best Dice of "
-        f"`{study.reference}` save as much as one pre-training costs; `open`: it may never pay. "
-        "Times and FLOP are medians over runs.",
+        f"`{study.reference}` save as much as one pre-training costs; `open`: it may never pay, "
+        "`never [35.0, open]`: it saves nothing, and pays after 35 at best. Times and FLOP are "
+        "medians over runs.",
         "",
         *table(head, rows),
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mim3d.config.data import DataConfig
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig, PretrainConfig
-from mim3d.data.splits import training_cases
+from mim3d.data.splits import FOLDS, training_cases
 from mim3d.foundation.errors import ConfigError
 from mim3d.foundation.shard import Shard
 from mim3d.workflows.assembly import store_of
@@ -19,6 +21,23 @@ from mim3d.workflows.initial import SCRATCH
 
 INNER_FOLD = 0
 """The fifth of the training list by which rates are chosen."""
+FEWEST: Mapping[str, int] = {"replicates": 1, "pretraining_seeds": 1, "points": 2}
+ENTRIES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "labels": (
+        lambda labels: 0 < labels <= 1 if isinstance(labels, float) else labels >= 1,
+        "fractions above 0 to 1.0, or numbers of subjects from 1",
+    ),
+    "folds": (lambda fold: 0 <= fold < FOLDS, f"0 to {FOLDS - 1}"),
+    "rates": (lambda rate: 0 < rate < math.inf, "numbers above 0"),
+    "warmups": (lambda steps: steps >= 0, "0 or more steps"),
+}
+"""Lists of `convergence`: whether an entry makes sense, and what would."""
+EXAMPLES: Mapping[str, str] = {
+    "replicates": "3", "pretraining_seeds": "3", "points": "14",
+    "labels": "0.1,0.5`, or whole numbers of subjects: `--convergence.labels 5,20",
+    "folds": "0,1,2,3,4", "rates": "0.0003,0.001", "warmups": "0,50",
+}  # fmt: skip
+"""What may be typed in place of a setting out of range."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +88,44 @@ def all_trials(arms: Sequence[Arm], settings: ConvergenceConfig) -> tuple[Trial,
     So what is done at any time is as complete a table as there can be.
 
     Raises:
-        ConfigError: no labels, no replicates, or a fold twice.
+        ConfigError: a setting out of its range, or a value twice.
     """
-    for key in ("replicates", "pretraining_seeds"):
-        if getattr(settings, key) < 1:
-            value = getattr(settings, key)
-            raise ConfigError(f"`convergence.{key}` is {value}, expected 1 or more", code="range")
+    _check_ranges(settings)
+    return tuple(
+        Trial(arm.name, labels, replicate, fold_of_replicate(settings, replicate))
+        for labels in settings.labels
+        for replicate in range(settings.replicates)
+        for arm in arms
+    )
+
+
+def _check_ranges(settings: ConvergenceConfig) -> None:
+    """Refuses what an arm would refuse later, under a name that nobody typed."""
+    for key, fewest in FEWEST.items():
+        if getattr(settings, key) < fewest:
+            raise _out_of_range(key, f"is {getattr(settings, key)}, expected {fewest} or more")
     if settings.warmups and not settings.rates:
         raise ConfigError(
             "`convergence.warmups` are tried with learning rates, and `convergence.rates` has none",
             remedy="list the rates too, one at least",
             code="range",
         )
-    for key in ("labels", "folds", "rates", "warmups"):
-        listed = [str(value) for value in getattr(settings, key)]  # 1 subject, 1.0 of them
+    for key, (is_sound, expected) in ENTRIES.items():
+        values = getattr(settings, key)
+        listed = [str(value) for value in values]  # 1 subject, 1.0 of them
         if len(set(listed)) < len(listed) or (key == "labels" and not listed):
-            raise ConfigError(
-                f"`convergence.{key}` must list different values" +
-                (" and at least one" if key == "labels" else ""),
-                code="range",
-            )  # fmt: skip
-    return tuple(
-        Trial(arm.name, labels, replicate, fold_of_replicate(settings, replicate))
-        for labels in settings.labels
-        for replicate in range(settings.replicates)
-        for arm in arms
+            least = " and at least one" if key == "labels" else ""
+            raise _out_of_range(key, f"must list different values{least}")
+        for value in values:
+            if not is_sound(value):
+                raise _out_of_range(key, f"has {value}, expected {expected}")
+
+
+def _out_of_range(key: str, what: str) -> ConfigError:
+    return ConfigError(
+        f"`convergence.{key}` {what}",
+        remedy=f"for example `--convergence.{key} {EXAMPLES[key]}`",
+        code="range",
     )
 
 
@@ -137,6 +169,37 @@ def paces(settings: ConvergenceConfig) -> tuple[Pace, ...]:
     """All that a benchmark chooses from; none where it chooses nothing."""
     warmups: tuple[int | None, ...] = settings.warmups or (None,)
     return tuple(Pace(lr, warmup) for lr in settings.rates for warmup in warmups)
+
+
+def at_ends(chosen: Mapping[str, Pace], settings: ConvergenceConfig) -> tuple[str, ...]:
+    """Who chose the last of what was listed, where a further one may have been better.
+
+    Args:
+        chosen: by `rate_key`.
+        settings: the section `convergence`.
+
+    Returns:
+        A sentence each; none for a list of one, which leaves no choice.
+    """
+    ends: list[tuple[str, str, float, str]] = []
+    if len(settings.rates) > 1:
+        ends.append(("largest", "rates", max(settings.rates), "larger"))
+        ends.append(("smallest", "rates", min(settings.rates), "smaller"))
+    if len(settings.warmups) > 1:
+        ends.append(("longest", "warmups", max(settings.warmups), "longer"))
+    said = []
+    for extreme, key, value, further in ends:
+        names = [
+            f"`{name}`"
+            for name, pace in chosen.items()
+            if value == (pace.lr if key == "rates" else pace.warmup_steps)
+        ]
+        if names:
+            said.append(
+                f"{', '.join(names)} chose the {extreme} of `convergence.{key}` ({value:g}): a "
+                f"{further} one may suit {'it' if len(names) == 1 else 'them'} better"
+            )
+    return tuple(said)
 
 
 def sees_judges(settings: ConvergenceConfig) -> bool:

@@ -34,8 +34,10 @@ from mim3d.workflows.convergence.plan import ArmPlan, Cost, Plan, read_plan
 from mim3d.workflows.convergence.trials import Trial, all_trials, check_starts
 from mim3d.workflows.result import Result
 
-ALIVE = {"crops_rank": 7.0, "crops_spread": 0.3, "crops_cosine": 0.9}
-DEAD = {"crops_rank": 1.2, "crops_spread": 0.001, "crops_cosine": 0.9999}
+UNTRAINED = {"untrained_rank": 7.0, "untrained_spread": 0.3, "untrained_cosine": 0.9}
+ALIVE = {"crops_rank": 7.0, "crops_spread": 0.3, "crops_cosine": 0.9, **UNTRAINED}
+DEAD = {"crops_rank": 1.2, "crops_spread": 0.001, "crops_cosine": 0.9999, **UNTRAINED}
+ALIKE = {"crops_rank": 1.7, "crops_spread": 0.04, "crops_cosine": 0.9986, **UNTRAINED}
 
 
 class Fakes:
@@ -124,15 +126,20 @@ def test_a_record_tells_what_was_run_and_what_was_paid(tmp_path, fakes):
     assert Record.from_json(json.loads(bench.record_path(Trial("mae", 0.1, 3, None)).read_text()))
 
 
-def test_a_run_is_told_by_the_versions_that_it_ended_with(tmp_path):
+def test_a_run_is_told_by_all_versions_that_had_part_in_it(tmp_path, monkeypatch):
     assert made_by(tmp_path) is None
-    with Run.create_or_continue(tmp_path / "run", {}):
-        pass
+    for made in ("abc 2.12", "abc 2.12", "def 2.12", "def 2.13"):
+        commit, version = made.split()
+        now = {**versions(), "mim3d": "1.0", "commit": commit, "torch": version}
+        monkeypatch.setattr("mim3d.training.run.versions", lambda now=now: now)
+        with Run.create_or_continue(tmp_path / "run", {}):
+            pass
 
-    now = versions()
-    assert made_by(tmp_path / "run") == (
-        f"mim3d {now['mim3d']} at {now['commit']}, torch {now['torch']}"
-    )
+    assert made_by(tmp_path / "run") == "mim3d 1.0 at abc then def, torch 2.12 then 2.13"
+
+    with Run.create_or_continue(tmp_path / "run", {}, overwrite=True) as run:
+        run.begin()
+    assert made_by(tmp_path / "run") == "mim3d 1.0 at def, torch 2.13"
 
 
 def test_a_machine_is_told_in_one_line(monkeypatch):
@@ -198,7 +205,7 @@ def test_a_collapsed_pre_training_marks_its_fine_tunings_and_none_is_run(tmp_pat
 
     record = bench_in(tmp_path).make(Trial("mae", 5, 0, None))
 
-    assert record.dead == "pre-training `mae-seed0`: collapsed: effective rank 1.20 of 32 crops"
+    assert record.dead.startswith("pre-training `mae-seed0`: collapsed: of 32 crops rank 1.20")
     assert record.pretraining.facts["crops_rank"] == 1.2
     assert record.dice == ()
     assert fakes.begun == ["mae-seed0"]
@@ -442,6 +449,78 @@ def test_a_pre_training_that_ends_at_guessing_counts_and_says_so(tmp_path, fakes
 
     assert record.dead is None, "without it a baseline would be gone"
     assert record.pretraining.facts["chance"] == pytest.approx(3.135)
+
+
+@pytest.mark.parametrize(("loss", "is_dead"), [(0.2, False), (1.0, True)])
+def test_features_that_hardly_differ_kill_no_run_whose_loss_no_constant_reaches(
+    tmp_path, fakes, loss, is_dead
+):
+    fakes.health["mae-seed0"] = ALIKE
+    log = {"step": 40, "loss": loss, "mean_predictor": 0.9}
+    write_log(tmp_path / "pretrain" / "mae-seed0", log)
+
+    record = bench_in(tmp_path).make(Trial("mae", 0.1, 0, None))
+
+    assert (record.dead is not None) == is_dead
+
+
+def test_a_pre_training_that_was_called_dead_or_alive_stays_so(tmp_path, fakes):
+    trial = Trial("mae", 0.1, 0, None)
+    fakes.health["mae-seed0"] = DEAD
+    before = bench_in(tmp_path).make(trial).pretraining
+    fakes.health["mae-seed0"] = ALIVE
+
+    assert bench_in(tmp_path).make(trial).pretraining == before
+    assert fakes.begun == ["mae-seed0"]
+
+
+def test_a_pace_at_the_end_of_the_grid_is_told_while_running_and_in_the_report(tmp_path, fakes):
+    settings = {"rates": (0.001, 0.01, 0.1), "warmups": (0, 30), "labels": (5,)}
+    fakes.dice |= {"scratch-lr0.01-warmup0": 0.9, "mae-lr0.1-warmup30": 0.9,
+                   "other-lr0.001-warmup30": 0.9}  # fmt: skip
+    bench, said = bench_in(tmp_path, **settings), []
+    bench.reporter.say = said.append
+
+    for arm in ("scratch", "mae", "other"):
+        bench.make(Trial(arm, 5, 0, None))
+
+    longest = "chose the longest of `convergence.warmups` (30): a longer one may suit"
+    largest = (
+        "`mae` chose the largest of `convergence.rates` (0.1): a larger one may suit it better"
+    )
+    smallest = (
+        "`other` chose the smallest of `convergence.rates` (0.001): a smaller one may suit it "
+        "better"
+    )
+    assert [text for text in said if "chose" in text] == [
+        largest, f"`mae` {longest} it better", smallest, f"`other` {longest} it better",
+    ]  # fmt: skip
+    assert about(bench)["ends of the grid"] == (
+        f"{largest}; {smallest}; `mae`, `other` {longest} them better"
+    )
+
+
+def test_one_rate_leaves_no_choice_at_the_end_of_which_it_could_lie(tmp_path, fakes):
+    bench = bench_in(tmp_path, rates=(0.001,), labels=(5,))
+
+    bench.make(Trial("scratch", 5, 0, None))
+
+    assert "ends of the grid" not in about(bench)
+
+
+def test_a_pre_training_off_the_budget_is_named_with_its_factor(tmp_path):
+    bench = bench_in(tmp_path)
+    arms, plans = dict(bench.arms), dict(bench.plan.arms)
+    for name, steps in (("near", 41), ("far", 96)):  # of 40, at the same price
+        arms[name] = replace(arms["mae"], name=name, before=name)
+        plans[name] = replace(plans["mae"], pretrain=Cost(steps, 6e9, 0.7))
+    bench.arms, bench.plan = arms, Plan(plans)
+
+    assert about(bench)["off the budget"] == (
+        "whole steps cannot meet it: `far` 2.4 times that in flop (96 steps)"
+    )
+    del bench.arms["far"]
+    assert "off the budget" not in about(bench)
 
 
 def test_seconds_of_training_are_those_of_steps_alone(tmp_path):

@@ -21,6 +21,20 @@ def test_a_dry_run_prints_runs_steps_work_and_time_and_writes_nothing(source, tm
     assert result.facts["seconds"] > 0
 
 
+def test_a_dry_run_names_arms_whose_whole_steps_miss_the_budget(store, tmp_path):
+    steps = "  mae: {pretrain: {training: {steps: 1}}}\n"
+    text = "  scratch: {}\n" + steps + "  simmim: {pretrain: {objective: {name: simmim}}}\n"
+    source = write_benchmark(tmp_path / "bench", store, text, labels=[2])
+
+    result = run(source, tmp_path / "out", dry_run=True)
+
+    plan = {name: arm["pretrain"] for name, arm in result.facts["arms"].items() if arm["pretrain"]}
+    assert plan["mae"]["steps"] == plan["simmim"]["steps"] == 1
+    factor = plan["simmim"]["flop_a_step"] / plan["mae"]["flop_a_step"]
+    assert factor > 1.05
+    assert f"off that budget: `simmim` {factor:.3g} times that in flop (1 step)" in result.text
+
+
 def test_what_is_done_is_left_out_of_a_dry_run(source, whole):
     result = run(source, whole, dry_run=True)
 

@@ -77,11 +77,37 @@ def test_an_empty_fold_is_refused_with_the_line_that_works(tmp_path):
     assert line + f"{2 * len(filled)}`" in caught.value.remedy
 
 
-def test_draws_that_cannot_be_made_are_refused_before_the_first_run(source, tmp_path):
-    with pytest.raises(ConfigError, match=r"arm `scratch`: `data.labels` asks for 11 subjects"):
+def test_draws_that_cannot_be_made_are_refused_before_the_first_run(source, store, tmp_path):
+    with pytest.raises(ConfigError, match=r"`convergence.labels` has 11, and 10 subjects") as error:
         run(source, tmp_path / "out", labels=[2, 11])
 
+    assert error.value.where == f"`{store}`"
+    assert error.value.remedy == "numbers from 1 to 10, or fractions such as 0.1"
     assert not (tmp_path / "out").exists()
+
+
+def test_subjects_that_choose_a_rate_are_not_there_to_be_drawn(source, store, tmp_path):
+    with pytest.raises(ConfigError, match=r"`convergence.labels` has 9, and 8 subjects") as error:
+        run(source, tmp_path / "out", labels=[9, 10], rates=[0.1])
+
+    assert "a fifth of the 10 chooses among `convergence.rates`" in error.value.what
+    assert "from 1 to 8 for the first" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    "change", [{"labels": (1.5,)}, {"folds": (7,)}, {"points": 1}, {"replicates": 0}]
+)
+def test_a_setting_out_of_range_is_named_as_it_was_typed_and_blames_no_arm(
+    source, tmp_path, change
+):
+    with pytest.raises(ConfigError) as caught:
+        run(source, tmp_path / "out", **change)
+
+    told = str(caught.value)
+    assert f"convergence.{next(iter(change))}" in told
+    assert "arm `" not in told
+    assert "data." not in told
+    assert caught.value.remedy
 
 
 def test_without_anybody_to_judge_nothing_begins(tmp_path, monkeypatch, source):

@@ -25,6 +25,7 @@ from mim3d.workflows.convergence import health as module
 from mim3d.workflows.convergence.health import (
     embedding_health,
     last_levels,
+    tells_crops_apart,
     why_collapsed,
     why_hopeless,
     why_unlearnt,
@@ -33,21 +34,69 @@ from mim3d.workflows.pretrain import pretrain
 from mim3d.workflows.run_weights import encoder_of, start_from
 
 
+def health_of(rank, spread, cosine, untrained=(8.0, 0.24, 0.92)):
+    names = ("rank", "spread", "cosine")
+    return {
+        **dict(zip((f"crops_{name}" for name in names), (rank, spread, cosine), strict=True)),
+        **dict(zip((f"untrained_{name}" for name in names), untrained, strict=True)),
+    }
+
+
+# Of 0.24 a half is 0.12 and a hundredth 0.0024.
 @pytest.mark.parametrize(
-    ("rank", "spread", "cosine", "is_dead"),
+    ("rank", "spread", "tells_apart", "is_dead"),
     [
-        (1.9, 0.5, 0.1, True),
-        (float("nan"), 0.5, 0.1, True),
-        (5.0, 0.009, 0.996, True),
-        (5.0, 0.011, 0.999, False),
-        (5.0, 0.009, 0.994, False),
-        (2.0, 0.3, 0.9, False),
+        (1.99, 0.119, False, True),
+        (1.99, 0.12, False, False),
+        (2.0, 0.119, False, False),
+        (1.99, 0.119, True, False),
+        (1.0, 0.0025, True, False),
+        (5.0, 0.0023, True, True),
+        (math.nan, 0.24, True, True),
+        (math.nan, math.nan, True, True),
     ],
 )
-def test_features_are_dead_by_rank_or_by_cosine_with_spread(rank, spread, cosine, is_dead):
-    health = {"crops_rank": rank, "crops_spread": spread, "crops_cosine": cosine}
+def test_features_are_dead_by_what_is_left_of_the_untrained_ones(
+    rank, spread, tells_apart, is_dead
+):
+    health = health_of(rank, spread, 0.99)
 
-    assert (why_collapsed(health) is not None) == is_dead
+    assert (why_collapsed(health, tells_apart=tells_apart) is not None) == is_dead
+
+
+def test_a_collapse_is_told_with_all_numbers():
+    # Those of `mocov3-seed1` on hippocampus in patches of 4.
+    health = health_of(1.954, 0.06718, 0.9938, untrained=(7.87, 0.2534, 0.9258))
+
+    assert why_collapsed(health, tells_apart=False) == (
+        "collapsed: of 32 crops rank 1.95 (untrained 7.87), spread 0.0672 (untrained 0.2534), "
+        "cosine 0.9938 (untrained 0.9258)"
+    )
+
+
+def test_crops_that_look_alike_have_alike_features_in_a_sound_encoder_too():
+    alike = (1.3, 0.008, 0.9999)
+
+    assert why_collapsed(health_of(1.2, 0.004, 0.9999, alike), tells_apart=False) is None
+    assert why_collapsed(health_of(1.2, 0.003, 0.9999, alike), tells_apart=False) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "levels", "tells"),
+    [
+        ("mae", "raw", {"loss": 0.18, "mean_predictor": 0.88}, True),
+        ("mae", "raw", {"loss": 0.88, "mean_predictor": 0.88}, False),
+        ("mae", "teacher", {"loss": 0.18, "mean_predictor": 0.88}, False),
+        ("mae", "raw", {"loss": 0.18}, False),
+        ("simclr", "raw", {"loss": 2.1, "chance": 2.398}, True),
+        ("mocov3", "raw", {"loss": 0.729, "chance": 0.7167}, False),
+        ("mocov3", "raw", {"loss": math.nan, "chance": 0.7167}, False),
+        ("byol", "raw", {"loss": 2.0}, False),
+        ("byol", "raw", {}, False),
+    ],
+)
+def test_a_loss_proves_life_where_a_constant_does_not_reach_it(name, target, levels, tells):
+    assert tells_crops_apart(PretextConfig(name=name, target=target), levels) == tells
 
 
 def test_the_last_levels_are_means_by_steps_over_the_last_tenth(tmp_path):
@@ -125,25 +174,39 @@ def test_health_is_that_of_the_pooled_features_of_crops_of_all_cases(trained, mo
 
     found = embedding_health(config, run)
 
+    torch.manual_seed(0)
     encoder = VolumeViT(encoder_of(run)).eval()
-    start_from(encoder, str(run), "last", Silent())
-    rows = []
+    crops = []
     for case in cases:
         with store.open(case) as there:
             assert there.shape[1:] == config.data.crop_size
             voxels = torch.from_numpy(there.read_normalised((0, 0, 0), there.shape[1:]))[None]
-            spacing = torch.tensor([there.spacing_mm])
+            crops.append((voxels, torch.tensor([there.spacing_mm])))
+    for whose in ("untrained", "crops"):
+        if whose == "crops":
+            start_from(encoder, str(run), "last", Silent())
         with torch.no_grad():
-            states = encoder(voxels, spacing)
-        rows.append(states.tokens[0].double().mean(0).numpy())
-    z = np.stack(rows)
-    p = np.linalg.svd(z, compute_uv=False)
-    p = p / p.sum() + 1e-7
-    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
-    cosines = [unit[i] @ unit[j] for i in range(len(z)) for j in range(len(z)) if i != j]
-    assert found["crops_rank"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-4)
-    assert found["crops_spread"] == pytest.approx(unit.std(0, ddof=1).mean() * 24**0.5, rel=1e-3)
-    assert found["crops_cosine"] == pytest.approx(np.mean(cosines), rel=1e-5)
+            tokens = [encoder(*crop).tokens[0] for crop in crops]
+        z = np.stack([one.double().mean(0).numpy() for one in tokens])
+        p = np.linalg.svd(z, compute_uv=False)
+        p = p / p.sum() + 1e-7
+        unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+        cosines = [unit[i] @ unit[j] for i in range(len(z)) for j in range(len(z)) if i != j]
+        spread = unit.std(0, ddof=1).mean() * 24**0.5
+        assert found[f"{whose}_rank"] == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-4)
+        assert found[f"{whose}_spread"] == pytest.approx(spread, rel=1e-3)
+        assert found[f"{whose}_cosine"] == pytest.approx(np.mean(cosines), rel=1e-5)
+
+
+def test_looking_at_health_draws_no_random_number_of_the_process(trained):
+    config, run = trained
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+
+    found = embedding_health(config, run)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert embedding_health(config, run) == found
 
 
 def test_a_pre_training_on_crops_of_several_sizes_is_looked_at_by_the_first(trained):
@@ -168,4 +231,23 @@ def test_an_encoder_that_sees_no_voxel_is_collapsed(trained, monkeypatch):
     health = embedding_health(config, run)
 
     assert health["crops_cosine"] == pytest.approx(1, abs=1e-5)
-    assert (why_collapsed(health) or "").startswith("collapsed: effective rank 1.0")
+    for tells_apart in (False, True):
+        why = why_collapsed(health, tells_apart=tells_apart)
+        assert (why or "").startswith("collapsed: of 32 crops rank 1.0")
+
+
+def test_a_sound_encoder_lives_whose_crops_look_alike(trained, monkeypatch):
+    """It was dead by a rank below 2, whatever its loss said."""
+    config, run = trained
+    real = module.VolumeViT.forward
+
+    def alike(encoder, voxels, spacing_mm, **others):
+        faint = 0.02 * (voxels - voxels.mean())
+        return real(encoder, torch.ones_like(voxels) + faint, spacing_mm, **others)
+
+    monkeypatch.setattr(module.VolumeViT, "forward", alike)
+
+    health = embedding_health(config, run)
+
+    assert health["crops_rank"] < 2
+    assert why_collapsed(health, tells_apart=False) is None

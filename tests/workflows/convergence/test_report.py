@@ -192,6 +192,8 @@ def test_one_judged_subject_makes_no_factor_sure(tmp_path: Path) -> None:
         "| pre-training saw the judged images | yes |",
         "| judged | 30 cases of 30 subjects |",
         "not every arm has the same replicates",
+        "not the same replicates at every label fraction (`scratch`",
+        "| arm | labels | runs | Dice | encoder's output zeroed | lost |",
         "fewer than three replicates of `mae`",
     ],
 )

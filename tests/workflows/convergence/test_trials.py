@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mim3d.config.verbs import ConvergenceConfig, FinetuneConfig
@@ -36,16 +38,32 @@ def test_one_subject_and_all_of_them_are_two_label_fractions():
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "what", "remedy"),
     [
-        {"labels": ()},
-        {"labels": (5, 5)},
-        {"replicates": 0},
-        {"rates": (0.1, 0.1)},
-        {"warmups": (3,)},
-        {"warmups": (3, 3), "rates": (0.1,)},
+        ({"labels": ()}, "` must list different values and at least one", "labels 0.1,0.5"),
+        ({"labels": (5, 5)}, "` must list different values and at least one", "labels 0.1,0.5"),
+        ({"labels": (5, 1.5)}, "` has 1.5, expected", "whole numbers of subjects"),
+        ({"labels": (0.0,)}, "` has 0.0, expected", "labels 0.1,0.5"),
+        ({"labels": (0,)}, "` has 0, expected", "labels 0.1,0.5"),
+        ({"labels": (math.nan,)}, "` has nan, expected", "labels 0.1,0.5"),
+        ({"folds": (0, 7)}, "` has 7, expected 0 to 4", "folds 0,1,2,3,4"),
+        ({"folds": (-1,)}, "` has -1, expected 0 to 4", "folds 0,1,2,3,4"),
+        ({"folds": (1, 1)}, "` must list different values", "folds 0,1,2,3,4"),
+        ({"replicates": 0}, "` is 0, expected 1 or more", "replicates 3"),
+        ({"pretraining_seeds": -1}, "` is -1, expected 1 or more", "pretraining_seeds 3"),
+        ({"points": 1}, "` is 1, expected 2 or more", "points 14"),
+        ({"rates": (0.1, 0.1)}, "` must list different values", "rates 0.0003,0.001"),
+        ({"rates": (0.1, 0.0)}, "` has 0.0, expected numbers above 0", "rates 0.0003,0.001"),
+        ({"rates": (math.inf,)}, "` has inf, expected numbers above 0", "rates 0.0003,0.001"),
+        ({"warmups": (3,)}, "` are tried with learning rates", "list the rates too"),
+        ({"warmups": (3, 3), "rates": (0.1,)}, "` must list different values", "warmups 0,50"),
+        ({"warmups": (-3,), "rates": (0.1,)}, "` has -3, expected 0 or more steps", "warmups 0,50"),
     ],
 )
-def test_a_matrix_that_makes_no_sense_is_refused(change):
-    with pytest.raises(ConfigError, match=f"`convergence.{next(iter(change))}`"):
+def test_a_matrix_that_makes_no_sense_is_refused_by_the_name_that_was_typed(change, what, remedy):
+    with pytest.raises(ConfigError) as caught:
         all_trials([], ConvergenceConfig(**change))
+
+    assert caught.value.what.startswith(f"`convergence.{next(iter(change))}{what}")
+    assert remedy in caught.value.remedy
+    assert caught.value.where is None, "no arm is to blame"
