@@ -112,7 +112,7 @@ def test_no_gradient_reaches_what_the_teacher_says(name: str) -> None:
     assert all(p.grad is None for p in task.teacher.parameters())
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", [*BOTH, "voco"])
 def test_the_teacher_follows_encoder_and_projector_and_has_no_predictor(name: str) -> None:
     """The student alone is moved: beside a teacher moved alike, one that stays behind passed."""
     task = made(name, momentum=0.8)

@@ -187,20 +187,6 @@ def test_windows_and_base_crops_in_padding_alone_are_not_predicted() -> None:
     assert outcome.logs["overlap_error"].item() == pytest.approx(sum(counted) / len(counted))
 
 
-def test_the_teacher_follows_encoder_and_projector() -> None:
-    task = made("voco", momentum=0.8)
-    before = {key: value.clone() for key, value in task.teacher.module.state_dict().items()}
-    with torch.no_grad():
-        for parameter in (*task.encoder.parameters(), *task.projector.parameters()):
-            parameter.add_(0.5)
-
-    task.after_update(moment(0))
-
-    assert {key.split(".")[0] for key in before} == {"encoder", "projector"}
-    for key, value in task.teacher.module.state_dict().items():
-        torch.testing.assert_close(value, 0.8 * before[key] + 0.2 * task.state_dict()[key])
-
-
 def test_the_feed_is_asked_for_one_view() -> None:
     assert made("voco").needs.views == 1
 
